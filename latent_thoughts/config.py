@@ -1,0 +1,274 @@
+"""The recipe: one YAML file, dotted overrides, unknown keys refused with the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from latent_thoughts.types import UserError
+
+T = TypeVar("T", bound="Section")
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class World(Section):
+    """Size of a built-in world (`data.source: world:NAME`)."""
+
+    documents: Positive = 2000
+    teacher_documents: Annotated[int, Field(ge=0)] = 150
+    known_share: Share = 0.8  # share of the world's facts that the teacher's thoughts use
+    held_out_share: Share = 0.2  # share of the problems that occur in no training document
+    seed: int | None = None  # default: the run's seed
+
+
+class Data(Section):
+    """Where documents come from, and how rows become documents.
+
+    Templates name columns in braces. `extract` matches a regular expression against a column;
+    its named groups become columns.
+    """
+
+    source: str = "world:castle"  # world:NAME, a path or glob, hub:NAME[:CONFIG], or disk:FOLDER
+    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    split: str = "train"  # of a Hugging Face dataset
+    id: str | None = None  # column; default: a hash of the text
+    text: str = "{text}"  # template
+    extract: dict[str, str] = {}
+    pieces: list[str] | None = None  # templates of the document's own chunks, instead of `text`
+    thought: str | None = None  # template of the thought before the last piece (oracle)
+    limit: Positive | None = None  # read at most so many documents
+    held_out: Share = 0.02  # share of the documents, by hash
+    warm_start: Share = 0.1  # share of the training documents with thoughts for the warm start, by hash
+    malformed: Literal["error", "skip"] = "error"
+    shard_documents: Positive = 500
+    world: World = World()
+
+
+class Chunking(Section):
+    """Cutting documents into chunks of whole sentences (method, section 2)."""
+
+    mode: Literal["poisson", "fixed", "pieces", "document"] = "poisson"
+    mean: Annotated[float, Field(ge=1)] = 8  # sentences a chunk, in poisson mode 1 + Poisson(mean - 1)
+    max: Positive = 20  # sentences
+    seed: int = 0
+    max_tokens: Positive = 512  # a longer chunk is split, or refused
+    oversize: Literal["split", "refuse"] = "split"
+    thoughts: Literal["all", "last"] = "all"  # which chunks of a document get a thought
+
+
+class Model(Section):
+    """The base model: a hub name, a folder, `package:NAME/FILE.gguf`, a GGUF file, or a config."""
+
+    base: str | dict[str, Any] = "HuggingFaceTB/SmolLM2-135M"
+    tokenizer: str | None = None  # default: the base model's; `world` for a built-in world's words
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+
+
+class Synthesize(Section):
+    """Thoughts for the warm start. `oracle`: the thoughts that come with the data."""
+
+    method: Literal["oracle"] = "oracle"
+
+
+class Engine(Section):
+    """Limits of the sampling and scoring engine."""
+
+    sequences: Positive = 64  # decoded at a time
+    tokens: Positive = 65536  # key-value positions held at a time
+    logits: Positive = 2**26  # logits held at a time (rows x positions x vocabulary)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"k": 4, "posterior_share": 1.0, "temperature": [1.0, 1.0], "accept": "all"},
+    "default": {"k": 16, "posterior_share": 0.5, "temperature": [2.0, 1.0], "accept": "gain"},
+}
+
+
+class Sample(Section):
+    """The E-step (method, section 5). A preset gives the values that are not set."""
+
+    preset: Literal["paper", "default"] = "default"
+    k: Positive = 16
+    posterior_share: Share = 0.5  # of the proposal; the rest are draws from the prior
+    temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (2.0, 1.0)
+    accept: Literal["gain", "all"] = "gain"
+    margin: float = 0.0  # nats the chosen thought must gain
+    choose: Literal["resample", "best", "uniform"] = "resample"
+    rejected: Literal["skip", "raw"] = "skip"
+    max_thought_tokens: Positive = 1024
+    context_chunks: Positive = 3
+    max_tokens: Positive = 2048  # context + thought + chunk + control tokens
+    max_gap: float = 1.0  # nats a thought; sampler and scorer that disagree by more stop the run
+    batch_chunks: Positive = 256  # inferred at a time
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        preset = PRESETS.get(values.get("preset", "default"), {})
+        return {**preset, **values}
+
+    def temperature_at(self, iteration: int, iterations: int) -> float:
+        """Linear from the first value at iteration 1 to the second at the last one."""
+        first, last = self.temperature
+        return first + (last - first) * (iteration - 1) / max(1, iterations - 1)
+
+
+class Train(Section):
+    """The M-step. Exactly one of steps, tokens, raw_tokens and epochs is the budget."""
+
+    steps: Positive | None = None
+    tokens: Positive | None = None
+    raw_tokens: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    layout: Literal["mixed", "prior", "posterior", "raw", "thoughts"] = "mixed"
+    posterior_share: Share = 0.5  # probability of the posterior form, in the mixed layout
+    raw_share: Share = 0.0  # probability that a visit takes the raw layout
+    loss_on: Literal["all", "targets"] = "all"  # targets: thoughts and the chunks they are meant for
+    sequence_length: Positive = 2048
+    rows: Positive = 8  # sequences in a batch
+    micro_rows: Positive | None = None  # sequences in a forward pass; default: all of them
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
+    lr: float = 1e-4
+    muon_lr: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    decay_share: Share = 0.2  # of a wsd run
+    warmup_steps: int = 0
+    dropout: Share = 0.0
+    checkpoint_steps: Positive = 500
+    log_steps: Positive = 20
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Train:
+        given = [n for n in ("steps", "tokens", "raw_tokens", "epochs") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of steps, tokens, raw_tokens and epochs, not {' and '.join(given)}")
+        return self
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        for name in ("steps", "tokens", "raw_tokens", "epochs"):
+            if (value := getattr(self, name)) is not None:
+                return name, float(value)
+        return "epochs", 1.0
+
+    def with_budget(self, name: str, amount: float) -> Train:
+        cleared = {n: None for n in ("steps", "tokens", "raw_tokens", "epochs")}
+        return self.model_copy(update={**cleared, name: amount})
+
+
+class Evaluate(Section):
+    """Likelihood and answers on held-out documents (method, section 7)."""
+
+    documents: Positive = 500
+    bound: list[Positive] = [1, 4]  # K of the reported bounds
+    bound_posterior_share: Share = 0.5
+    bound_temperature: float = 1.0
+    answer: str | None = None  # regular expression whose first group is the answer, in the last chunk
+    answer_tokens: Positive = 64
+    temperature: float = 0.0  # of thinking and answering; 0 is greedy
+    thoughts_kept: Positive = 50  # samples kept for the report
+
+
+class EM(Section):
+    """The outer loop (method, section 6)."""
+
+    iterations: Annotated[int, Field(ge=0)] = 4
+    regime: Literal["fixed", "continual"] = "fixed"
+    keep_warm_start: bool = True  # the warm-start documents stay in every M-step
+    warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
+    baselines: list[
+        Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]
+    ] = ["raw_tokens"]
+    samples: list[Positive] = []  # further EM runs with these K, in both presets
+
+
+class Recipe(Section):
+    seed: int = 0
+    threads: Positive | None = None  # of one process; default: torch's own choice
+    data: Data = Data()
+    chunking: Chunking = Chunking()
+    model: Model = Model()
+    synthesize: Synthesize = Synthesize()
+    engine: Engine = Engine()
+    sample: Sample = Sample()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    em: EM = EM()
+
+    @property
+    def warm_start_train(self) -> Train:
+        return parse(Train, {**self.train.model_dump(exclude_unset=True), **self.em.warm_start}, "em.warm_start")
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a YAML recipe and applies `section.key=value` overrides (values are YAML).
+
+    Raises UserError for a missing file, bad YAML, an unknown key or a bad value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"recipe {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {path} must be a mapping of sections")
+    return resolve(values, overrides, str(path))
+
+
+def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: str = "recipe") -> Recipe:
+    for override in overrides or []:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"override {override!r} must look like section.key=value")
+        _assign(values, name.strip(), yaml.safe_load(text))
+    return parse(Recipe, values, where)
+
+
+def _assign(values: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    for key in path:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {name}: {key} is a value, not a section")
+    values[last] = value
+
+
+def parse(model: type[T], values: dict[str, Any], where: str) -> T:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {'; '.join(_explain(model, e) for e in error.errors())}") from None
+
+
+def _explain(model: type[Section], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path)
+    if error["type"] != "extra_forbidden":
+        return f"{name}: {error['msg']}" if name else error["msg"]
+    known = list(_section(model, path[:-1]).model_fields)
+    near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.0)
+    return f"unknown key {name} (did you mean {'.'.join([*path[:-1], near[0]])}?)"
+
+
+def _section(model: type[Section], path: list[str]) -> type[Section]:
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, Section)
+        model = annotation
+    return model

@@ -1,0 +1,62 @@
+"""Lossless cutting of documents into chunks of whole sentences (method, section 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from latent_thoughts.config import Chunking
+from latent_thoughts.types import Document, UserError
+
+# A sentence ends after its mark, closing quotes and the white space that follows, or after newlines.
+_SENTENCE = re.compile(r".*?(?:[.!?…]+[\"'”’)\]]*\s+|[。！？]+\s*|\n+\s*|\Z)", re.DOTALL)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences with their trailing white space; joined they equal the text."""
+    return [match for match in _SENTENCE.findall(text) if match]
+
+
+def content_seed(text: str, seed: int) -> int:
+    """A seed that depends on the document's content alone, not on shard, order or workers."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def cut(document: Document, config: Chunking) -> list[str]:
+    """Chunk texts of a document; joined they equal its text. An empty document has no chunks.
+
+    Poisson mode: lengths are 1 + Poisson(mean - 1) sentences, at most `max`.
+    """
+    if document.pieces is not None or config.mode == "pieces":
+        if document.pieces is None:
+            raise UserError(f"chunking.mode is pieces, but document {document.id} has none: set data.pieces")
+        return [piece for piece in document.pieces if piece]
+    if config.mode == "document":
+        return [document.text] if document.text else []
+    units = sentences(document.text)
+    rng = np.random.default_rng(content_seed(document.text, config.seed))
+    chunks: list[str] = []
+    position = 0
+    while position < len(units):
+        drawn = 1 + rng.poisson(config.mean - 1) if config.mode == "poisson" else round(config.mean)
+        length = min(int(drawn), config.max)
+        chunks.append("".join(units[position : position + length]))
+        position += length
+    return chunks
+
+
+def fit(text: str, encode: Callable[[str], list[int]], limit: int) -> list[tuple[str, list[int]]]:
+    """Splits a chunk in halves, at white space where there is any, until each has at most `limit` ids."""
+    ids = encode(text)
+    if len(ids) <= limit:
+        return [(text, ids)]
+    if len(text) < 2:
+        raise UserError(f"one character is {len(ids)} tokens, more than chunking.max_tokens={limit}")
+    middle = len(text) // 2
+    spaces = [m.end() for m in re.finditer(r"\s+", text) if 0 < m.end() < len(text)]
+    at = min(spaces, key=lambda end: abs(end - middle), default=middle)
+    return fit(text[:at], encode, limit) + fit(text[at:], encode, limit)

@@ -1,0 +1,162 @@
+"""Documents from JSONL, Parquet, text files, Hugging Face datasets and the built-in worlds."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from latent_thoughts.config import Data
+from latent_thoughts.data import worlds
+from latent_thoughts.types import Document, UserError
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: None) -> Iterator[Document]:
+    """Streams the documents of a source, at most `limit`.
+
+    Raises UserError for a missing source, and for a malformed row (file, line and reason) unless
+    `malformed` is `skip`: then `skipped` is told.
+    """
+    if config.source.startswith("world:"):
+        world = config.world
+        yield from worlds.documents(
+            config.source.removeprefix("world:"), world, seed if world.seed is None else world.seed
+        )
+        return
+
+    def good() -> Iterator[Document]:
+        for item in _rows(config):
+            try:
+                if isinstance(item, UserError):
+                    raise item
+                yield _document(config, *item)
+            except UserError as error:
+                if config.malformed == "error":
+                    raise
+                skipped(str(error))
+
+    yield from islice(good(), config.limit)
+
+
+def _rows(config: Data) -> Iterator[Row | UserError]:
+    scheme, _, rest = config.source.partition(":")
+    if scheme in ("hub", "disk"):
+        yield from _dataset_rows(scheme, rest, config.split)
+        return
+    for path in files(config):
+        kind = config.format if config.format != "auto" else _guess(path)
+        yield from {"jsonl": _jsonl, "parquet": _parquet, "text": _text}[kind](path)
+
+
+def files(config: Data) -> list[Path]:
+    """The source's local files in order; none for worlds and data sets. Raises UserError where none match."""
+    if config.source.partition(":")[0] in ("world", "hub", "disk"):
+        return []
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    else:
+        found = [path] if path.is_file() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+    if not found:
+        raise UserError(f"data.source {config.source} does not exist")
+    return sorted(found)
+
+
+def _guess(path: Path) -> str:
+    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix, "text")
+
+
+def _jsonl(path: Path) -> Iterator[Row | UserError]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                yield UserError(f"{where}: not valid JSON ({error})")
+                continue
+            yield (where, value) if isinstance(value, dict) else UserError(f"{where}: not a JSON object")
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file, number = pq.ParquetFile(path), 0
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _text(path: Path) -> Iterator[Row | UserError]:
+    try:
+        yield str(path), {"text": path.read_text(encoding="utf-8-sig", newline="")}
+    except UnicodeDecodeError as error:
+        yield UserError(f"{path}: not UTF-8 text ({error})")
+
+
+def _dataset_rows(scheme: str, rest: str, split: str) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("reading Hugging Face datasets needs an extra: pip install 'latent-thoughts[datasets]'") from None
+    try:
+        if scheme == "disk":
+            loaded = datasets.load_from_disk(rest)
+            rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            name, _, subset = rest.partition(":")
+            rows = datasets.load_dataset(name, subset or None, split=split, streaming=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load dataset {rest} (split {split}): {error}") from None
+    for number, row in enumerate(rows):
+        yield f"{rest}[{number}]", dict(row)
+
+
+def _document(config: Data, where: str, row: dict[str, Any]) -> Document:
+    columns = {**row, **_extract(config, where, row)}
+    pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
+    text = "".join(pieces) if pieces else _fill(config.text, columns, where)
+    try:
+        digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the text holds a lone surrogate, which no tokenizer can encode") from None
+    thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)} if config.thought and pieces else {}
+    name = _fill("{" + config.id + "}", columns, where) if config.id else digest[:16]
+    return Document(name, text, {}, pieces, thoughts)
+
+
+def _extract(config: Data, where: str, row: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for column, pattern in config.extract.items():
+        match = re.search(pattern, _fill("{" + column + "}", row, where))
+        if match is None:
+            raise UserError(f"{where}: column {column} does not match data.extract.{column}")
+        found.update(match.groupdict())
+    return found
+
+
+def _fill(template: str, columns: dict[str, Any], where: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in columns:
+            raise UserError(f"{where}: no column {name} (there are: {', '.join(columns) or 'none'})")
+        if not isinstance(columns[name], str | int | float):
+            raise UserError(f"{where}: column {name} is {type(columns[name]).__name__}, not text")
+        return str(columns[name])
+
+    return _FIELD.sub(value, template)

@@ -1,0 +1,123 @@
+"""Text to ids and back on any Hugging Face tokenizer, and the four control tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latent_thoughts.types import UserError
+
+START, END, PRIOR, POSTERIOR = "<|latent_start|>", "<|latent_end|>", "<|latent_prior|>", "<|latent_posterior|>"
+CONTROL_TOKENS = (START, END, PRIOR, POSTERIOR)
+_SENTINELS = ("", "\n", "|", "a", "。")
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """Ids of the control tokens. A document starts with `bos`, or with `eos` where there is no BOS."""
+
+    start: int
+    end: int
+    prior: int
+    posterior: int
+    bos: int
+    eos: int
+
+    @property
+    def never_in_thoughts(self) -> frozenset[int]:
+        """Ids that abort a thought: every control token but the end of the thought."""
+        return frozenset({self.start, self.prior, self.posterior, self.eos, self.bos})
+
+
+def add_control_tokens(tokenizer: Any) -> Controls:
+    """Adds the four tokens where they are missing. Raises UserError for a tokenizer without EOS."""
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token: set one before training")
+    tokenizer.add_tokens(list(CONTROL_TOKENS), special_tokens=True)
+    return controls_of(tokenizer)
+
+
+def controls_of(tokenizer: Any) -> Controls:
+    """Raises UserError where the tokenizer lacks the four tokens (a model without thoughts)."""
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in CONTROL_TOKENS if token not in vocabulary]:
+        raise UserError(f"the model has no thought tokens ({' '.join(missing)}): it was not trained on thoughts")
+    ids = [vocabulary[token] for token in CONTROL_TOKENS]
+    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return Controls(*ids, bos=bos, eos=tokenizer.eos_token_id)
+
+
+class Codec:
+    """Encodes pieces of text separately, so that the joined ids decode to the joined text.
+
+    Control-token strings in the text stay text. Tokenizers that add a space in front of every
+    encoded string (SentencePiece) are given a sentinel in front, whose ids are cut off again.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.sentinels = [s for s in _SENTINELS if self._clean(s)]
+        if not self.sentinels:
+            raise UserError("the tokenizer does not give back the text it encodes: choose another one")
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _clean(self, sentinel: str) -> bool:
+        """Whether pieces encoded behind this sentinel join without a stray space."""
+        words = [word for word in ("so", "dee ", " in", "is") if self._knows(word)]
+        try:
+            joined = [i for word in words for i in self._encode(word, sentinel)]
+        except UserError:
+            return False
+        return self._text(self._ids(sentinel) + joined) == self._text(self._ids(sentinel)) + "".join(words)
+
+    def _knows(self, text: str) -> bool:
+        unknown = self.tokenizer.unk_token_id
+        return unknown is None or unknown not in self._ids(text)
+
+    def _encode(self, text: str, sentinel: str) -> list[int]:
+        ids, head = self._ids(sentinel + text), self._ids(sentinel) if sentinel else []
+        if ids[: len(head)] != head:
+            raise UserError(f"cannot encode {text[:40]!r} apart from what precedes it")
+        return ids[len(head) :]
+
+    def encode(self, text: str) -> list[int]:
+        """Raises UserError where the text cannot be encoded on its own, or has unknown tokens."""
+        if not text:
+            return []
+        error: UserError | None = None
+        for sentinel in self.sentinels:
+            try:
+                ids = self._encode(text, sentinel)
+            except UserError as failure:
+                error = failure
+                continue
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+                raise UserError(f"the tokenizer does not know a word of {text[:60]!r}")
+            return ids
+        assert error is not None
+        raise error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens shown by name."""
+        head = self._ids(self.sentinels[0]) if self.sentinels[0] else []
+        return self._text([*head, *ids])[len(self._text(head)) :]
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A word-level tokenizer over a closed vocabulary; a word keeps the space that follows it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<bos>", "<eos>", *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )

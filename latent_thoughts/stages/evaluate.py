@@ -1,0 +1,219 @@
+"""evaluate: likelihood, bound and answers on held-out documents (method, section 7).
+
+    latent-thoughts evaluate recipe.yaml --out RUN --iteration 1
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from latent_thoughts import model as models
+from latent_thoughts import weights
+from latent_thoughts.config import Recipe, Sample
+from latent_thoughts.data import format, records
+from latent_thoughts.data.tokenizer import Codec, Controls
+from latent_thoughts.engines.base import Engine, Ids, SampleRequest, ScoreRequest
+from latent_thoughts.engines.joint import Seeds, Task, infer, tasks
+from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.runlog import track
+from latent_thoughts.store import Stage, read_manifest, stage_key
+from latent_thoughts.types import Draw, Manifest, ThoughtDocument, UserError
+
+ANSWERS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("question", pa.string()),
+        ("thought", pa.string()),
+        ("text", pa.string()),
+        ("answer", pa.string()),
+        ("gold", pa.string()),
+        ("oracle", pa.string()),
+        ("right", pa.bool_()),
+        ("known", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    document: ThoughtDocument
+    thought: Draw | None
+    ids: Ids
+
+
+def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: bool) -> Manifest:
+    """Evaluates the model of train stage `model`. `thinks` is False for models trained on raw text:
+    they answer directly, and their bound is their likelihood."""
+    config = recipe.evaluate
+    inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
+    sampled = recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens"})
+    key = stage_key("evaluate", [config.model_dump(), sampled, recipe.seed, recipe.model.dtype, thinks], inputs)
+    stage = Stage(folder, "evaluate", key)
+    if (manifest := stage.manifest) is not None:
+        return manifest
+    began = time.perf_counter()
+    documents = records.documents(prepared, "held_out")[: config.documents]
+    tokenizer, controls = models.load_tokenizer(model / "model")
+    engine = TorchEngine(models.load(model / "model", recipe.model), recipe.engine)
+    examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)
+    with track("evaluate", 2, "parts") as advance:
+        counts = examiner.likelihood(documents)
+        advance(1)
+        rows = examiner.grade(examiner.answer(documents)) if config.answer else []
+        advance(1)
+    counts |= accuracy(rows)
+    counts["seconds"] = time.perf_counter() - began
+    stage.write("answers.parquet", rows, ANSWERS, {})
+    return stage.close(["answers.parquet"], counts)
+
+
+class Examiner:
+    """Scores and answers held-out documents with one model."""
+
+    def __init__(self, recipe: Recipe, engine: Engine, controls: Controls, codec: Codec, thinks: bool):
+        self.config, self.engine, self.controls, self.codec = recipe.evaluate, engine, controls, codec
+        self.thinks, self.seeds = thinks, Seeds(recipe.seed, -1)
+        self.sample = Sample(
+            k=max(self.config.bound),
+            posterior_share=self.config.bound_posterior_share,
+            accept="all",
+            choose="best",
+            **recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens", "batch_chunks"}),
+        )
+
+    def likelihood(self, documents: Sequence[ThoughtDocument]) -> dict[str, Any]:
+        """NLL and L_K of target chunks, per token and per character of their text, with standard errors
+        over documents (ratio estimator).
+
+        L_K of a group of draws that are all unfinished is -inf. Such groups are left out of the
+        mean, and their share is reported beside it as `bound_K_unfinished`.
+        """
+        todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.sample)]
+        raw = self._raw(todo)
+        table = {"nll": -raw}
+        for k, values in self._bounds(todo, raw).items():
+            table[f"bound_{k}"] = values
+        tokens = np.array([len(t.chunk.ids) for t in todo], float)
+        characters = np.array([len(t.chunk.text) for t in todo], float)
+        groups = np.unique([t.chunk.doc_id for t in todo], return_inverse=True)[1]
+        found: dict[str, Any] = {"documents": len(documents), "chunks": len(todo)}
+        for name, values in table.items():
+            there = np.isfinite(values)
+            if name != "nll":
+                found[f"{name}_unfinished"] = 1 - float(there.mean())
+            for unit, sizes in (("token", tokens), ("character", characters)):
+                mean, error = ratio(values[there], sizes[there], groups[there])
+                found[f"{name}_per_{unit}"], found[f"{name}_per_{unit}_se"] = mean, error
+        return found
+
+    def _raw(self, todo: Sequence[Task]) -> np.ndarray:
+        """log p(x | c) without a thought, in the form the model was trained on."""
+        def prefix(task: Task) -> Ids:
+            return format.thoughtless_prompt(self.controls, task.context) if self.thinks else task.context
+
+        scores = self.engine.score([ScoreRequest(prefix(t), (t.chunk.ids,)) for t in todo])
+        return np.array([s[0].sum() for s in scores])
+
+    def _bounds(self, todo: Sequence[Task], raw: np.ndarray) -> dict[int, np.ndarray]:
+        """L_K a chunk, nats. Smaller K average over disjoint groups of the same draws, in random order."""
+        if not self.thinks:
+            return {k: raw for k in self.config.bound}
+        found: dict[int, list[float]] = {k: [] for k in self.config.bound}
+        size = self.sample.batch_chunks
+        for start in range(0, len(todo), size):
+            batch = todo[start : start + size]
+            temperature = self.config.bound_temperature
+            for p in infer(self.engine, batch, self.controls, self.sample, self.seeds, temperature):
+                order = self.seeds.rng(p.chunk, "groups").permutation(len(p.log_weights))
+                for k in found:
+                    groups = p.log_weights[order][: len(order) // k * k].reshape(-1, k)
+                    bounds = [b for b in map(weights.bound, groups) if np.isfinite(b)]
+                    found[k].append(float(np.mean(bounds)) if bounds else -np.inf)
+        return {k: np.array(values) for k, values in found.items()}
+
+    def answer(self, documents: Sequence[ThoughtDocument]) -> list[Answer]:
+        """Thinks about every document's last chunk and then writes it."""
+        last = [self._task(d) for d in documents]
+        settings = {"temperature": self.config.temperature}
+        thoughts: list[Draw | None] = [None] * len(last)
+        prompts = [t.context for t in last]
+        if self.thinks:
+            requests = [
+                SampleRequest(
+                    format.prior_prompt(self.controls, t.context),
+                    (self.seeds.draw(t.chunk, "think"),),
+                    self.sample.max_thought_tokens,
+                )
+                for t in last
+            ]
+            stop, abort = self.controls.end, self.controls.never_in_thoughts
+            thoughts = [d[0] for d in self.engine.sample(requests, stop=stop, abort=abort, **settings)]
+            # A thought that found no end is ended here: the model then answers as well as it can.
+            prompts = [
+                (*r.prompt, *d.ids, self.controls.end) for r, d in zip(requests, thoughts, strict=True) if d
+            ]
+        seeds = [(self.seeds.draw(t.chunk, "answer"),) for t in last]
+        requests = [SampleRequest(p, s, self.config.answer_tokens) for p, s in zip(prompts, seeds, strict=True)]
+        stops = self.controls.never_in_thoughts | {self.controls.end}
+        texts = self.engine.sample(requests, stop=self.controls.eos, abort=stops, **settings)
+        return [Answer(d, z, x[0].ids) for d, z, x in zip(documents, thoughts, texts, strict=True)]
+
+    def _task(self, document: ThoughtDocument) -> Task:
+        target = [n == len(document.chunks) - 1 for n in range(len(document.chunks))]
+        return next(tasks(document.chunks, target, self.controls, self.sample))
+
+    def grade(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """One row an answer. Raises UserError where the pattern does not match a gold text."""
+        assert self.config.answer is not None
+        pattern, rows = re.compile(self.config.answer), []
+        for a in answers:
+            gold_text = a.document.chunks[-1].text
+            if (gold := pattern.search(gold_text)) is None:
+                raise UserError(f"evaluate.answer does not match {gold_text!r} of document {a.document.id}")
+            text = self.codec.decode(a.ids)
+            found = pattern.search(text)
+            rows.append(
+                {
+                    "doc_id": a.document.id,
+                    "question": "".join(c.text for c in a.document.chunks[:-1]),
+                    "thought": None if a.thought is None else self.codec.decode(a.thought.ids),
+                    "text": text,
+                    "answer": found.group(1) if found else None,
+                    "gold": gold.group(1),
+                    "oracle": records.oracle(a.document).get(len(a.document.chunks) - 1),
+                    "right": bool(found and found.group(1) == gold.group(1)),
+                    "known": a.document.meta.get("known"),
+                }
+            )
+        return rows
+
+
+def ratio(values: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Σ values / Σ sizes, and its standard error over groups (documents), linearised (Cochran 1977, 6.4)."""
+    if not len(values):
+        return float("nan"), float("nan")
+    mean = values.sum() / sizes.sum()
+    residuals = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean * sizes)
+    n = len(residuals)
+    error = np.sqrt(n / max(1, n - 1) * np.square(residuals).sum()) / sizes.sum()
+    return float(mean), float(error)
+
+
+def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Share of right answers, together and apart for documents that are `known` or not."""
+    found: dict[str, Any] = {"accuracy_n": len(rows)}
+    parts = {"": rows, "_known": [r for r in rows if r["known"] is True]}
+    parts["_unknown"] = [r for r in rows if r["known"] is False]
+    for name, part in parts.items():
+        right = np.array([r["right"] for r in part], float)
+        found[f"accuracy{name}"] = float(right.mean()) if len(part) else None
+        found[f"accuracy{name}_se"] = float(right.std() / np.sqrt(len(part))) if len(part) else None
+    return found

@@ -1,0 +1,130 @@
+"""prepare: source documents to chunked, tokenised document shards, and the initial checkpoint.
+
+    latent-thoughts prepare recipe.yaml --out RUN
+
+Three splits: `warm_start` (its thoughts may be used), `corpus` and `held_out`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Recipe
+from latent_thoughts.data import chunking, readers
+from latent_thoughts.data.records import DOCUMENTS, document_row
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.runlog import track
+from latent_thoughts.store import Stage, sha256, stage_key
+from latent_thoughts.types import Chunk, Document, Manifest, ThoughtDocument, UserError
+
+SPLITS = ("warm_start", "corpus", "held_out")
+
+
+def initialise(recipe: Recipe, folder: Path) -> Manifest:
+    """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model."""
+    config = recipe.model.model_dump(exclude={"device", "attention"})
+    seed = _world_seed(recipe)
+    stage = Stage(folder, "initialise", stage_key("initialise", [config, recipe.seed, seed, recipe.data.source]))
+    if (manifest := stage.manifest) is not None:
+        return manifest
+    model, tokenizer, _ = models.load_base(recipe.model, recipe.data.source, recipe.seed, seed)
+    models.save(model, tokenizer, folder / "model")
+    return stage.close([], {"parameters": sum(p.numel() for p in model.parameters())})
+
+
+def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -> Manifest:
+    """Reads, splits, chunks and tokenises the source. Raises UserError for bad input, naming the row."""
+    config = [recipe.data.model_dump(), recipe.chunking.model_dump(), _world_seed(recipe), _files(recipe)]
+    stage = Stage(folder, "prepare", stage_key("prepare", config, {"base": base_manifest}))
+    if (manifest := stage.manifest) is not None:
+        return manifest
+    tokenizer, _ = models.load_tokenizer(base / "model")
+    codec, size = Codec(tokenizer), recipe.data.shard_documents
+    counts: Counter[str] = Counter()
+    names: list[str] = []
+    waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+
+    def flush(split: str) -> None:
+        names.append(f"{split}-{sum(n.startswith(split) for n in names):05}.parquet")
+        stage.write(names[-1], waiting[split], DOCUMENTS, {})
+        waiting[split] = []
+
+    def skipped(message: str) -> None:
+        counts["malformed"] += 1
+        counts[f"malformed: {message}"[:200]] += 1 if counts["malformed"] <= 20 else 0
+
+    seen: set[str] = set()
+    with track("prepare", float("inf"), "documents") as advance:
+        for document in readers.read(recipe.data, _world_seed(recipe), skipped):
+            if document.id in seen:
+                counts["duplicates"] += 1
+                continue
+            seen.add(document.id)
+            split = split_of(document, recipe)
+            prepared = chunked(document, recipe, codec)
+            if not prepared.chunks:
+                counts["empty"] += 1
+                continue
+            waiting[split].append(document_row(prepared))
+            counts[f"{split}_documents"] += 1
+            counts[f"{split}_chunks"] += len(prepared.chunks)
+            counts[f"{split}_tokens"] += sum(len(chunk.ids) for chunk in prepared.chunks)
+            if len(waiting[split]) == size:
+                flush(split)
+            advance(1)
+    for split in SPLITS:
+        if waiting[split]:
+            flush(split)
+    if not names:
+        raise UserError(f"data.source {recipe.data.source} holds no documents")
+    return stage.close(names, dict(counts))
+
+
+def split_of(document: Document, recipe: Recipe) -> str:
+    """The split a world assigned, else by hash of the document's text: the same in every run."""
+    if "split" in document.meta:
+        return document.meta["split"]
+    digest = hashlib.sha256(document.text.encode()).digest()
+    held_out, warm_start = (int.from_bytes(digest[n : n + 8], "big") / 2**64 for n in (0, 8))
+    if held_out < recipe.data.held_out:
+        return "held_out"
+    return "warm_start" if warm_start < recipe.data.warm_start else "corpus"
+
+
+def chunked(document: Document, recipe: Recipe, codec: Codec) -> ThoughtDocument:
+    """A document in tokenised chunks, without thoughts; the oracle's stay aside in `meta.oracle`.
+
+    Raises UserError where a chunk does not fit and may not be split, or the tokenizer loses text.
+    """
+    config, chunks, start = recipe.chunking, [], 0
+    oracle: dict[int, str] = {}
+    for piece_index, text in enumerate(chunking.cut(document, config)):
+        if config.oversize == "refuse" and len(ids := codec.encode(text)) > config.max_tokens:
+            raise UserError(
+                f"document {document.id}: a chunk of {len(ids)} tokens is longer than "
+                f"chunking.max_tokens={config.max_tokens}: raise it, or set chunking.oversize=split"
+            )
+        for part, ids in chunking.fit(text, codec.encode, config.max_tokens):
+            chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
+            start += len(part)
+        if piece_index in document.thoughts:
+            oracle[len(chunks) - 1] = document.thoughts[piece_index]
+    joined = codec.decode([i for chunk in chunks for i in chunk.ids])
+    if joined != document.text:
+        raise UserError(f"document {document.id}: the tokenizer does not give its text back (is it normalising?)")
+    target = tuple(config.thoughts == "all" or n == len(chunks) - 1 for n in range(len(chunks)))
+    meta = {**document.meta, "oracle": oracle}
+    return ThoughtDocument(document.id, tuple(chunks), (None,) * len(chunks), target, "raw", meta)
+
+
+def _world_seed(recipe: Recipe) -> int:
+    return recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
+
+
+def _files(recipe: Recipe) -> list[list[Any]]:
+    """Names, sizes and contents' hashes of the source's files: a changed file is prepared anew."""
+    return [[str(path), sha256(path)] for path in readers.files(recipe.data)]

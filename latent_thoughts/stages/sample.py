@@ -1,0 +1,189 @@
+"""sample: the E-step over the corpus. One posterior shard and one thought shard a document shard.
+
+    latent-thoughts sample recipe.yaml --out RUN --iteration 1
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latent_thoughts import model as models
+from latent_thoughts import weights
+from latent_thoughts.config import Recipe, Sample
+from latent_thoughts.data import records
+from latent_thoughts.data.tokenizer import Codec, Controls
+from latent_thoughts.engines.base import Engine
+from latent_thoughts.engines.joint import Seeds, Task, infer, tasks
+from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.runlog import track
+from latent_thoughts.store import Stage, read_manifest, stage_key
+from latent_thoughts.types import Manifest, Posterior, ThoughtDocument, UserError
+
+
+def sample(
+    recipe: Recipe,
+    config: Sample,
+    model: Path,
+    prepared: Path,
+    folder: Path,
+    iteration: int,
+    slices: tuple[int, int] = (0, 1),
+) -> Manifest:
+    """Infers a thought for every target chunk of the corpus with the model of train stage `model`.
+
+    `slices` = (n, of) takes every of-th shard from the n-th (continual regime). Shards that are
+    there already are kept. Raises UserError where sampler and scorer disagree beyond `max_gap`.
+    """
+    inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
+    temperature = config.temperature_at(iteration, recipe.em.iterations)
+    settings = config.model_dump(exclude={"preset", "temperature", "batch_chunks"})
+    key = stage_key("sample", [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices], inputs)
+    stage = Stage(folder, "sample", key)
+    if (manifest := stage.manifest) is not None:
+        return manifest
+    names = [n for n in inputs["prepare"].shards if n.startswith("corpus-")][slices[0] :: slices[1]]
+    if not names:
+        raise UserError(f"{prepared} holds no corpus shards for slice {slices[0] + 1} of {slices[1]}")
+    tokenizer, controls = models.load_tokenizer(model / "model")
+    worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
+    engine = None
+    totals: Counter[str] = Counter()
+    with track("sample", recipe_chunks(inputs["prepare"], names), "documents") as advance:
+        for name in names:
+            counts = stage.done(name)
+            if counts is None:
+                engine = engine or TorchEngine(models.load(model / "model", recipe.model), recipe.engine)
+                counts = _write_shard(stage, name, prepared, worker, engine)
+            totals.update(counts)
+            advance(inputs["prepare"].shards[name]["rows"], **_live(totals))
+    thought_names = [name.replace("corpus-", "posterior-") for name in names]
+    return stage.close(names + thought_names, {**totals, **health(totals)})
+
+
+def recipe_chunks(prepared: Manifest, names: Sequence[str]) -> int:
+    return sum(prepared.shards[name]["rows"] for name in names)
+
+
+def _write_shard(stage: Stage, name: str, prepared: Path, worker: Worker, engine: Engine) -> dict[str, Any]:
+    began = time.perf_counter()
+    rows = records.read_rows(prepared, read_manifest(prepared), name)
+    documents = [records.document_of(row) for row in rows]
+    posteriors = worker.posteriors(engine, documents)
+    thoughts = worker.choose(documents, posteriors)
+    counts = worker.counts(documents, posteriors)
+    counts["seconds"] = time.perf_counter() - began
+    decode = worker.codec.decode
+    stage.write(
+        name.replace("corpus-", "posterior-"),
+        [records.posterior_row(p, decode) for p in posteriors],
+        records.POSTERIORS,
+        {},
+    )
+    # The thought shard comes last: where it is there, its posteriors are too.
+    stage.write(name, [records.document_row(d) for d in thoughts], records.DOCUMENTS, counts)
+    return counts
+
+
+class Worker:
+    """The E-step on lists of documents; knows nothing of shards."""
+
+    def __init__(self, config: Sample, seeds: Seeds, controls: Controls, codec: Codec, temperature: float):
+        self.config, self.seeds, self.controls = config, seeds, controls
+        self.codec, self.temperature = codec, temperature
+
+    def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument]) -> list[Posterior]:
+        todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.config)]
+        found: list[Posterior] = []
+        for start in range(0, len(todo), self.config.batch_chunks):
+            found += self._infer(engine, todo[start : start + self.config.batch_chunks])
+        return found
+
+    def _infer(self, engine: Engine, batch: list[Task]) -> list[Posterior]:
+        found = infer(engine, batch, self.controls, self.config, self.seeds, self.temperature)
+        gap = float(np.mean([p.gap for p in found]))
+        if gap > self.config.max_gap:
+            raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")
+        return found
+
+    def choose(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> list[ThoughtDocument]:
+        """Documents with their chosen thoughts. One with a rejected chunk is left out, or keeps it raw."""
+        chosen = {
+            (p.chunk.doc_id, p.chunk.index): p.draws[p.chosen].draw.ids for p in posteriors if p.chosen >= 0
+        }
+        kept = []
+        for document in documents:
+            thoughts = tuple(chosen.get((document.id, c.index)) for c in document.chunks)
+            missing = any(t and z is None for t, z in zip(document.target, thoughts, strict=True))
+            if missing and self.config.rejected == "skip":
+                continue
+            kept.append(replace(document, thoughts=thoughts, source="em"))
+        return kept
+
+    def counts(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> dict[str, float]:
+        """Sums over chunks and draws, which add up over shards; `health` turns them into means."""
+        counts: Counter[str] = Counter()
+        oracle = {(d.id, index): text for d in documents for index, text in records.oracle(d).items()}
+        for p in posteriors:
+            finished = [d.draw for d in p.draws if d.draw.finished]
+            tokens = len(p.chunk.ids)
+            counts["chunks"] += 1
+            counts["text_tokens"] += tokens
+            counts["draws"] += len(p.draws)
+            counts["unfinished"] += len(p.draws) - len(finished)
+            counts["all_unfinished"] += not finished
+            counts["draw_tokens"] += sum(len(d.draw.ids) for d in p.draws)
+            counts["distinct"] += len({d.ids for d in finished})
+            counts["ess"] += weights.effective_sample_size(p.log_weights)
+            counts["max_share"] += float(weights.normalised(p.log_weights).max())
+            counts["accepted"] += p.chosen >= 0
+            counts["gap"] += p.gap
+            counts["raw_logprob"] += p.raw_logprob
+            if finished:
+                counts["bound"] += weights.bound(p.log_weights)
+                counts["bound_raw_logprob"] += p.raw_logprob
+                counts["bound_tokens"] += tokens
+            if p.chosen >= 0:
+                counts["gain"] += float(p.gains[p.chosen])
+                counts["gain_tokens"] += tokens
+            if (right := oracle.get((p.chunk.doc_id, p.chunk.index))) is not None:
+                ids = tuple(self.codec.encode(right))
+                counts["oracle_draws"] += len(p.draws)
+                counts["oracle_right"] += sum(d.ids == ids for d in finished)
+                counts["oracle_chosen"] += p.chosen >= 0
+                counts["oracle_chosen_right"] += p.chosen >= 0 and p.draws[p.chosen].draw.ids == ids
+        return dict(counts)
+
+
+def health(totals: dict[str, float]) -> dict[str, float | None]:
+    """Means of a stage's health figures; None where there is nothing to average."""
+
+    def mean(name: str, over: str) -> float | None:
+        return totals.get(name, 0) / totals[over] if totals.get(over) else None
+
+    gain = totals.get("bound", 0.0) - totals.get("bound_raw_logprob", 0.0)
+    return {
+        "mean_ess": mean("ess", "chunks"),
+        "mean_distinct": mean("distinct", "chunks"),
+        "mean_max_share": mean("max_share", "chunks"),
+        "unfinished_share": mean("unfinished", "draws"),
+        "thought_tokens": mean("draw_tokens", "draws"),
+        "accepted_share": mean("accepted", "chunks"),
+        "gain_per_token": mean("gain", "gain_tokens"),
+        "bound_gain_per_token": gain / totals["bound_tokens"] if totals.get("bound_tokens") else None,
+        "mean_gap": mean("gap", "chunks"),
+        "thought_correct_sampled": mean("oracle_right", "oracle_draws"),
+        "thought_correct_chosen": mean("oracle_chosen_right", "oracle_chosen"),
+    }
+
+
+def _live(totals: dict[str, float]) -> dict[str, float]:
+    figures = health(totals)
+    named = {"ess": figures["mean_ess"], "accepted": figures["accepted_share"], "gain": figures["gain_per_token"]}
+    return {name: value for name, value in named.items() if value is not None}

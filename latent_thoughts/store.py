@@ -1,0 +1,172 @@
+"""Sharded Parquet with manifests: a shard is complete or absent, a manifest is written last.
+
+A stage owns a folder. While it works, the folder holds `stage.json` (whose key it works for) and
+finished shards; `manifest.json` closes it. A folder made for another key is set aside under
+`NAME.KEY`, never reused and never destroyed, and comes back when its key is asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latent_thoughts.types import Manifest, UserError
+
+FORMAT_VERSION = 1  # raise it when the meaning of any stored file changes: old shards are not reused
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 (hex) of the parts as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stage_key(stage: str, config: Any, inputs: dict[str, Manifest] | None = None) -> str:
+    """Key of a stage: its name, the config it reads, its input manifests and the format version."""
+    return fingerprint(stage, config, {n: m.key for n, m in (inputs or {}).items()}, FORMAT_VERSION)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        for file in [temporary, *(temporary.rglob("*") if temporary.is_dir() else [])]:
+            _sync(file)
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); remove it to have it made again") from None
+
+
+class Stage:
+    """One stage's folder: claims it for a key, collects shards, and closes it with a manifest."""
+
+    def __init__(self, folder: Path, name: str, key: str):
+        self.folder, self.name, self.key = folder, name, key
+        self._claim()
+
+    def _claim(self) -> None:
+        marker = self.folder / "stage.json"
+        if self.folder.exists():
+            owner = read_json(marker)["key"] if marker.exists() else "unmarked"
+            if owner != self.key:
+                os.replace(self.folder, self._aside(owner))
+        if not self.folder.exists() and self._aside(self.key).exists():
+            os.replace(self._aside(self.key), self.folder)
+        if not marker.exists():
+            write_json(marker, {"stage": self.name, "key": self.key})
+
+    def _aside(self, key: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{key[:12]}")
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest, if the stage is complete."""
+        path = self.folder / "manifest.json"
+        return read_manifest(self.folder) if path.exists() else None
+
+    def shard(self, name: str) -> Path:
+        return self.folder / name
+
+    def write(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema, counts: dict[str, Any]) -> None:
+        """Writes one shard with its counts in the Parquet metadata; both appear together or not at all."""
+        table = pa.Table.from_pylist(rows, schema=schema.with_metadata({"counts": json.dumps(counts)}))
+        with atomic(self.shard(name)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """The counts of a shard that is there already, else None."""
+        path = self.shard(name)
+        if not path.exists():
+            return None
+        return json.loads((pq.read_schema(path).metadata or {})[b"counts"])
+
+    def close(self, shards: list[str], counts: dict[str, Any]) -> Manifest:
+        described = {
+            name: {"rows": pq.read_metadata(self.shard(name)).num_rows, "sha256": sha256(self.shard(name))}
+            for name in shards
+        }
+        manifest = Manifest(self.name, self.key, described, counts)
+        write_json(self.folder / "manifest.json", asdict(manifest))
+        return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises UserError where the stage has not been completed."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{folder} is not complete (no manifest.json): run that stage first")
+    return Manifest(**read_json(path))
+
+
+def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, Any]]:
+    """The rows of one shard. Raises UserError naming a shard that is missing or not what was written."""
+    path = folder / shard
+    if not path.exists():
+        raise UserError(f"shard {path} is named by its manifest but missing: remove {folder} and run again")
+    if sha256(path) != manifest.shards[shard]["sha256"]:
+        raise UserError(f"shard {path} is damaged (checksum differs): remove {folder} and run again")
+    return pq.read_table(path).to_pylist()
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Holds a run folder for this process. The kernel lets go of it when the process dies.
+
+    Raises UserError where another living process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder} is in use by process {file.read().strip() or '?'}") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,138 @@
+"""The plain types that flow between stages. Standard library and numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The command line shows it as one line, without a traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One source text.
+
+    `pieces` are the document's own chunk borders, where it has them (joined they equal `text`).
+    `thoughts` maps a piece's index to a thought that came with the data. It is read only where
+    a recipe says `oracle`, and by the metrics that tell right thoughts from wrong ones.
+    """
+
+    id: str
+    text: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    pieces: tuple[str, ...] | None = None
+    thoughts: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document: `text` starts at character `start`, and `ids` are its token ids."""
+
+    doc_id: str
+    index: int
+    start: int
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtDocument:
+    """A document in chunks, with at most one thought before each chunk.
+
+    `thoughts[i]` are the token ids of chunk i's thought without the end token, or None. An empty
+    thought is a thought (`S P E x`); None is none at all (`x`). `source` says who thought it.
+    `target` marks the chunks that thoughts are meant for; the others are context.
+    """
+
+    id: str
+    chunks: tuple[Chunk, ...]
+    thoughts: tuple[tuple[int, ...] | None, ...]
+    target: tuple[bool, ...]
+    source: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sampled thought.
+
+    `ids` exclude the end token. `logprobs` (nats, under the distribution really sampled, so at its
+    temperature) cover `ids`, and the end token where `finish` is "end". Other finishes: "length"
+    (no end token within the limit) and "control" (another control token came up).
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: str
+
+    @property
+    def finished(self) -> bool:
+        return self.finish == "end"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDraw:
+    """A draw under every distribution the weights need; all in nats.
+
+    `log_posterior` = log q(z | c, x) and `log_prior` = log p(z | c), both untempered and with the
+    end token; `log_x` = log p(x | c, z); `log_q` = the density it was sampled from.
+    """
+
+    draw: Draw
+    proposal: str
+    log_posterior: float
+    log_prior: float
+    log_x: float
+    log_q: float
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """What the E-step knows about one chunk.
+
+    `log_weights` and `gains` have one entry a draw (K). `chosen` is the accepted draw's index,
+    -1 where none was accepted. `raw_logprob` = log p(x | c) without a thought. `gap` is the mean
+    |log q by the sampler - log q by the scorer| over finished draws, each under its own proposal.
+    """
+
+    chunk: Chunk
+    context_ids: tuple[int, ...]
+    draws: tuple[ScoredDraw, ...]
+    log_weights: np.ndarray
+    gains: np.ndarray
+    chosen: int
+    raw_logprob: float
+    gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """One training row of T tokens.
+
+    `labels` is -100 where there is no loss, and otherwise the token itself (not shifted).
+    `document_ids` numbers the documents of the row from 0; padding is -1. `parts` holds a
+    `format.Part` a token.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    document_ids: np.ndarray
+    parts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Proof that a stage is complete, and of what.
+
+    `key` fingerprints everything the output depends on. `shards` maps a file name to its number
+    of rows and SHA-256. `counts` are the stage's own totals.
+    """
+
+    stage: str
+    key: str
+    shards: dict[str, dict[str, Any]]
+    counts: dict[str, Any]

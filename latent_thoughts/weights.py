@@ -1,0 +1,73 @@
+"""Importance weights, resampling and the bound, in plain numpy (method, section 5).
+
+Shapes: K is the number of draws of one chunk. Everything is in nats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def logsumexp(values: ArrayLike) -> float:
+    """log Σ exp(values), -inf for an empty or all -inf input."""
+    values = np.asarray(values, dtype=np.float64)
+    top = values.max(initial=-np.inf)
+    if not np.isfinite(top):
+        return float(top)
+    return float(top + np.log(np.exp(values - top).sum()))
+
+
+def log_mixture(log_posterior: ArrayLike, log_prior: ArrayLike, posterior_share: float) -> np.ndarray:
+    """log(a q(z | c, x) + (1 - a) p(z | c)): the density of the mixture proposal (balance heuristic,
+    Veach and Guibas 1995). With a = 1 or a = 0 the other density is not looked at."""
+    posterior, prior = np.asarray(log_posterior, np.float64), np.asarray(log_prior, np.float64)
+    if posterior_share == 1:
+        return posterior
+    if posterior_share == 0:
+        return prior
+    return np.logaddexp(np.log(posterior_share) + posterior, np.log1p(-posterior_share) + prior)
+
+
+def log_weights(log_p: ArrayLike, log_q: ArrayLike, finished: ArrayLike) -> np.ndarray:
+    """log w_k = log p(z_k, x | c) - log q(z_k); -inf where the thought is unfinished.
+
+    Raises ValueError where a finished draw has no finite score: a failed score is an error.
+    """
+    log_p, log_q = np.asarray(log_p, np.float64), np.asarray(log_q, np.float64)
+    finished = np.asarray(finished, bool)
+    if not (np.isfinite(log_p[finished]).all() and np.isfinite(log_q[finished]).all()):
+        raise ValueError("a finished thought has no finite score")
+    return np.where(finished, np.subtract(log_p, log_q, where=finished, out=np.zeros_like(log_p)), -np.inf)
+
+
+def normalised(log_w: np.ndarray) -> np.ndarray:
+    """w_k / Σ w, all zero where every weight is zero."""
+    total = logsumexp(log_w)
+    return np.exp(log_w - total) if np.isfinite(total) else np.zeros_like(log_w)
+
+
+def effective_sample_size(log_w: np.ndarray) -> float:
+    """(Σ w)² / Σ w², 0 where every weight is zero."""
+    share = normalised(log_w)
+    return float(1 / np.square(share).sum()) if share.any() else 0.0
+
+
+def bound(log_w: np.ndarray) -> float:
+    """L_K = log((1/K) Σ_k w_k) (importance-weighted bound, Burda et al. 2016)."""
+    return logsumexp(log_w) - float(np.log(len(log_w)))
+
+
+def choose(log_w: np.ndarray, method: str, rng: np.random.Generator) -> int:
+    """Index of the chosen draw: `resample` ∝ w, `best` argmax w, `uniform` any finished one.
+
+    -1 where every weight is zero.
+    """
+    share = normalised(log_w)
+    if not share.any():
+        return -1
+    if method == "best":
+        return int(share.argmax())
+    if method == "uniform":
+        share = np.isfinite(log_w).astype(np.float64)
+    return int(rng.choice(len(share), p=share / share.sum()))
