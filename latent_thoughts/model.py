@@ -68,7 +68,7 @@ def _load_pretrained(config: Model) -> Any:
 
     where = _where(config)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             **where,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
@@ -77,6 +77,18 @@ def _load_pretrained(config: Model) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load model {config.base}: {_first_line(error)}") from None
+    return _plain(model) if "gguf_file" in where else model
+
+
+def _plain(model: Any) -> Any:
+    """The dequantised weights of a GGUF file in a model of the plain class, which can be exported."""
+    from transformers import AutoModelForCausalLM
+
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(settings), dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def _load_tokenizer(config: Model, source: str, seed: int) -> Any:
@@ -125,12 +137,12 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
 
 
-def load(folder: Path, config: Model) -> Any:
+def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
     """A model that `save` wrote, on the configured device."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, use_safetensors=True
+        folder, dtype=getattr(torch, dtype or config.dtype), attn_implementation=config.attention, use_safetensors=True
     )
     return model.to(device_of(config))
 

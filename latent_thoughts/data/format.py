@@ -132,6 +132,6 @@ def draw_forms(
 def labels(layout: Layout, loss_on: str) -> np.ndarray:
     """Labels: every token but BOS (`all`), or thoughts with their E and target text alone (`targets`)."""
     ids, parts = np.array(layout.ids, np.int64), np.array(layout.parts, np.int64)
-    keep = np.isin(parts, (Part.THOUGHT, Part.TARGET)) if loss_on == "targets" else np.ones(len(ids), bool)
+    keep = (parts == Part.THOUGHT) | (parts == Part.TARGET) if loss_on == "targets" else np.ones(len(ids), bool)
     keep[0] = False  # nothing precedes it
     return np.where(keep, ids, IGNORE)

@@ -46,6 +46,7 @@ class Batches:
     epoch: int = 0
     cursor: int = 0
     waiting: list[Piece] = field(default_factory=list)
+    _shuffled: tuple[int, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[list[PackedRow]]:
         while True:
@@ -79,7 +80,9 @@ class Batches:
         return visit
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
+        return self._shuffled[1]
 
     def _lay_out(self, epoch: int, index: int) -> list[Piece]:
         config, document = self.config, self.documents[index]

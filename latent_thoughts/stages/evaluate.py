@@ -93,8 +93,8 @@ class Examiner:
         """NLL and L_K of target chunks, per token and per character of their text, with standard errors
         over documents (ratio estimator).
 
-        L_K of a group of draws that are all unfinished is -inf. Such groups are left out of the
-        mean, and their share is reported beside it as `bound_K_unfinished`.
+        A chunk none of whose draws finished has no finite bound: it is left out of the mean, and the
+        share of such chunks stands beside it as `bound_K_unfinished`.
         """
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.sample)]
         raw = self._raw(todo)
@@ -123,7 +123,12 @@ class Examiner:
         return np.array([s[0].sum() for s in scores])
 
     def _bounds(self, todo: Sequence[Task], raw: np.ndarray) -> dict[int, np.ndarray]:
-        """L_K a chunk, nats. Smaller K average over disjoint groups of the same draws, in random order."""
+        """L_K a chunk, nats. Smaller K average over disjoint groups of the same draws, in random order.
+
+        Where a group may hold no finished draw, E[log w̄] is -inf, but with A for "some draw finished"
+        log p(x | c) >= log P(A) + E[log w̄ | A] by Jensen's inequality. That is reported; since
+        E[log P̂(A)] <= log P(A), the estimate of P(A) keeps it a bound.
+        """
         if not self.thinks:
             return {k: raw for k in self.config.bound}
         found: dict[int, list[float]] = {k: [] for k in self.config.bound}
@@ -136,7 +141,8 @@ class Examiner:
                 for k in found:
                     groups = p.log_weights[order][: len(order) // k * k].reshape(-1, k)
                     bounds = [b for b in map(weights.bound, groups) if np.isfinite(b)]
-                    found[k].append(float(np.mean(bounds)) if bounds else -np.inf)
+                    share = len(bounds) / len(groups)
+                    found[k].append(float(np.mean(bounds) + np.log(share)) if bounds else -np.inf)
         return {k: np.array(values) for k, values in found.items()}
 
     def answer(self, documents: Sequence[ThoughtDocument]) -> list[Answer]:

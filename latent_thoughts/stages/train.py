@@ -48,7 +48,7 @@ class Counters:
         self.step += 1
         self.tokens += int(used.sum())
         self.thought_tokens += int((parts == format.Part.THOUGHT).sum())
-        self.raw_tokens += int(np.isin(parts, (format.Part.TARGET, format.Part.CONTEXT)).sum())
+        self.raw_tokens += int(((parts == format.Part.TARGET) | (parts == format.Part.CONTEXT)).sum())
         self.positions += len(parts)
 
     def progress(self, budget: tuple[str, float]) -> float:
@@ -60,13 +60,17 @@ class Counters:
 
 @dataclass(slots=True)
 class Trainer:
-    """Everything a checkpoint holds: model, optimizers, batches and counters."""
+    """Everything a checkpoint holds: model, optimizers, batches and counters.
+
+    Weights are float32 throughout; with `autocast` products are taken in bfloat16.
+    """
 
     model: Any
     optimizers: list[torch.optim.Optimizer]
     batches: Batches
     config: Train
     seed: int
+    autocast: bool = False
     counters: Counters = field(default_factory=Counters)
 
     def step(self, rows: list[PackedRow], rate: float) -> dict[str, float]:
@@ -100,7 +104,8 @@ class Trainer:
             for arrays in zip(*[(r.ids, r.labels, positions(r), r.parts) for r in rows], strict=True)
         )
         # Without an attention mask, transformers keeps documents apart where positions restart.
-        logits = self.model(input_ids=ids, position_ids=place, use_cache=False).logits[:, :-1]
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = self.model(input_ids=ids, position_ids=place, use_cache=False).logits[:, :-1]
         carries = labels[:, 1:] != format.IGNORE
         losses = torch.nn.functional.cross_entropy(logits[carries].float(), labels[:, 1:][carries], reduction="none")
         (losses.sum() / targets).backward()
@@ -168,10 +173,11 @@ def train(
 def _trainer(config: Train, model_config: Model, base: Path, sources: Sequence[Source], seed: int) -> Trainer:
     documents = [document for path, split in sources for document in records.documents(path, split)]
     _, controls = models.load_tokenizer(base / "model")
-    model = models.load(base / "model", model_config).train()
+    model = models.load(base / "model", model_config, "float32").train()
     if config.dropout:
         models.add_dropout(model, config.dropout)
-    return Trainer(model, optimizers(model, config), Batches(documents, controls, config, seed), config, seed)
+    batches, autocast = Batches(documents, controls, config, seed), model_config.dtype == "bfloat16"
+    return Trainer(model, optimizers(model, config), batches, config, seed, autocast)
 
 
 def loop(trainer: Trainer, folder: Path) -> None:

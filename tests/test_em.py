@@ -1,0 +1,154 @@
+"""The whole chain on a tiny castle: every stage, resumption, and the results' schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from latent_thoughts.config import resolve
+from latent_thoughts.data import records
+from latent_thoughts.em import em
+from latent_thoughts.store import read_manifest
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """The results without the clock's."""
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    for row in rows:
+        del row["seconds"]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("run")
+    settings = json.loads(json.dumps(SMALL))
+    settings["em"]["baselines"] = ["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]
+    settings["em"]["samples"] = [2]
+    em(resolve(settings), folder)
+    return folder
+
+
+def test_one_row_for_every_evaluated_model(finished: Path) -> None:
+    rows = figures(finished)
+    assert [(r["method"], r["iteration"], r["samples"]) for r in rows] == [
+        ("raw_tokens", 0, 0),
+        ("raw_flops", 0, 0),
+        ("warm_start", 0, 0),
+        ("warm_start_matched", 0, 0),
+        ("em_paper", 1, 2),
+        ("em_paper", 2, 2),
+        ("em_paper", 1, 4),
+        ("em_paper", 2, 4),
+        ("em", 1, 2),
+        ("em", 2, 2),
+        ("em", 1, 4),
+        ("em", 2, 4),
+        ("oracle", 0, 0),
+    ]
+    for row in rows:
+        assert row["accuracy_n"] == 12
+        assert 0 <= row["accuracy"] <= 1
+        assert set(row["bound_per_token"]) == {"1", "4"}
+        assert row["nll_per_token"] > 0
+
+
+def test_baselines_are_matched(finished: Path) -> None:
+    spent = {r["method"]: r for r in figures(finished) if r["iteration"] in (0, 2)}
+    runs = [finished / f"iter_{n:02}" / "train" for n in range(3)]
+    totals = [read_manifest(run).counts for run in runs]
+    raw = read_manifest(finished / "baselines" / "raw_tokens" / "train").counts
+    batch = 4 * 64  # the budget is met by whole batches
+    assert 0 <= raw["raw_tokens"] - sum(c["raw_tokens"] for c in totals) < batch
+    assert raw["thought_tokens"] == 0
+    assert 0 <= spent["raw_flops"]["train_tokens"] - sum(c["tokens"] for c in totals) < batch
+    assert spent["warm_start_matched"]["train_steps"] == 90
+    assert all(c["thought_tokens"] > 0 for c in totals)
+
+
+def test_raw_models_have_no_bound_of_their_own(finished: Path) -> None:
+    row = figures(finished)[0]
+    assert row["bound_per_token"]["1"] == row["bound_per_token"]["4"] == -row["nll_per_token"]
+
+
+def test_posterior_shards_have_the_documented_columns(finished: Path) -> None:
+    folder = finished / "iter_01" / "sample"
+    manifest = read_manifest(folder)
+    tables = [pq.read_table(folder / n) for n in manifest.shards if n.startswith("posterior-")]
+    assert all(t.schema.remove_metadata() == records.POSTERIORS for t in tables)
+    rows = [row for t in tables for row in t.to_pylist()]
+    assert len(rows) == len({r["doc_id"] for r in rows}) == 40
+    chosen = {r["doc_id"]: tuple(r["draws"][r["chosen"]]["ids"]) for r in rows if r["chosen"] >= 0}
+    documents = [d for _, part in records.shards(folder, "corpus") for d in part]
+    assert {d.id: d.thoughts[1] for d in documents} == chosen
+    assert manifest.counts["accepted"] == len(chosen)
+    for row in rows:
+        assert len(row["draws"]) == len(row["log_weights"]) == len(row["gains"]) == 4
+        if row["chosen"] >= 0:
+            assert row["gains"][row["chosen"]] > 0
+
+
+def test_running_again_computes_nothing(finished: Path, small: dict[str, Any]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name == "manifest.json"}
+    small["em"]["baselines"] = []
+    em(resolve(small), finished)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_changed_setting_recomputes_what_depends_on_it(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["em"] = {"iterations": 1, "baselines": []}
+    small["train"]["steps"] = 5
+    em(resolve(small), tmp_path)
+    keys = {name: read_manifest(tmp_path / name).key for name in ("iter_00/train", "iter_01/sample", "iter_01/train")}
+    small["sample"]["k"] = 2
+    em(resolve(small), tmp_path)
+    assert read_manifest(tmp_path / "iter_00/train").key == keys["iter_00/train"]
+    for name in ("iter_01/sample", "iter_01/train"):
+        assert read_manifest(tmp_path / name).key != keys[name]
+        assert (tmp_path / f"{name}.{keys[name][:12]}" / "manifest.json").exists()  # set aside, not lost
+
+
+def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["em"] = {"iterations": 2, "baselines": [], "regime": "continual"}
+    small["train"]["steps"] = 10
+    em(resolve(small), tmp_path)
+    assert (tmp_path / "iter_01/train/stable.pt").exists()
+    shards = [set(read_manifest(tmp_path / f"iter_0{n}/sample").shards) for n in (1, 2)]
+    assert shards[0] and shards[1] and not shards[0] & shards[1]  # fresh slices
+
+
+@pytest.mark.parametrize("moments", [(0.35, 0.55), (0.7, 0.9)])
+def test_killed_and_resumed_equals_undisturbed(
+    tmp_path: Path, small: dict[str, Any], moments: tuple[float, float]
+) -> None:
+    """SIGKILL at several moments; the same command again gives the same results."""
+    small["em"] = {"iterations": 1, "baselines": ["raw_tokens"]}
+    em(resolve(json.loads(json.dumps(small))), tmp_path / "undisturbed")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small))
+    command = [sys.executable, "-m", "latent_thoughts.cli", "em", str(recipe), "--out", str(tmp_path / "killed")]
+    stages = 10  # base, prepare, synthesize, train, evaluate, sample, train, evaluate, train, evaluate
+    for moment in moments:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            done = len(list((tmp_path / "killed").rglob("stage.json")))
+            if done >= moment * stages:
+                time.sleep(0.1)  # into the stage
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    assert figures(tmp_path / "killed") == figures(tmp_path / "undisturbed")

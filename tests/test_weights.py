@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+
+from latent_thoughts import weights
+
+logs = nps.arrays(np.float64, st.integers(1, 12), elements=st.floats(-40, 10))
+
+
+@given(logs)
+def test_logsumexp_and_bound_equal_their_definition(log_w: np.ndarray) -> None:
+    assert weights.logsumexp(log_w) == pytest.approx(np.log(np.exp(log_w).sum()), abs=1e-9)
+    assert weights.bound(log_w) == pytest.approx(np.log(np.exp(log_w).mean()), abs=1e-9)
+
+
+def test_zero_weights_count_in_k() -> None:
+    assert weights.bound(np.array([0.0, -np.inf])) == pytest.approx(np.log(0.5))
+    assert weights.bound(np.array([-np.inf, -np.inf])) == -np.inf
+
+
+@given(logs)
+def test_effective_sample_size_lies_between_one_and_k(log_w: np.ndarray) -> None:
+    w = np.exp(log_w)
+    expected = w.sum() ** 2 / (w**2).sum()
+    assert weights.effective_sample_size(log_w) == pytest.approx(expected, rel=1e-9)
+    assert 1 - 1e-9 <= expected <= len(log_w) + 1e-9
+
+
+def test_effective_sample_size_of_nothing_is_zero() -> None:
+    assert weights.effective_sample_size(np.full(3, -np.inf)) == 0
+
+
+def test_mixture_density() -> None:
+    q, p = np.log([0.2, 0.5]), np.log([0.4, 0.1])
+    assert np.exp(weights.log_mixture(q, p, 0.25)) == pytest.approx([0.25 * 0.2 + 0.75 * 0.4, 0.25 * 0.5 + 0.75 * 0.1])
+    assert weights.log_mixture(q, [np.nan, np.nan], 1.0) == pytest.approx(q)
+    assert weights.log_mixture([np.nan, np.nan], p, 0.0) == pytest.approx(p)
+
+
+def test_unfinished_thoughts_weigh_nothing_and_a_failed_score_is_an_error() -> None:
+    found = weights.log_weights([-1.0, np.nan], [-2.0, np.nan], [True, False])
+    assert found.tolist() == [1.0, -np.inf]
+    for bad in (np.nan, -np.inf):
+        with pytest.raises(ValueError, match="no finite score"):
+            weights.log_weights([-1.0, bad], [-2.0, -2.0], [True, True])
+    with pytest.raises(ValueError, match="no finite score"):
+        weights.log_weights([-1.0], [np.inf], [True])
+
+
+def test_resampling_follows_the_weights() -> None:
+    from scipy import stats
+
+    log_w = np.log([0.1, 0.6, 0.3]) - 700  # tiny weights must not underflow
+    drawn = [weights.choose(log_w, "resample", np.random.default_rng(seed)) for seed in range(3000)]
+    assert stats.chisquare(np.bincount(drawn, minlength=3), [300, 1800, 900]).pvalue > 1e-4
+
+
+def test_choices() -> None:
+    log_w, rng = np.array([-3.0, -1.0, -np.inf]), np.random.default_rng(0)
+    assert weights.choose(log_w, "best", rng) == 1
+    drawn = [weights.choose(log_w, "uniform", rng) for _ in range(400)]
+    assert set(drawn) == {0, 1}
+    assert 150 < drawn.count(0) < 250
+    assert weights.choose(np.full(2, -np.inf), "resample", rng) == -1
