@@ -25,34 +25,27 @@ Limit = Annotated[int | None, Parameter(help="Read at most so many documents (da
 Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]
 
 
-def _run(recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None):  # noqa: ANN202
+def _run(recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None):
     """The run of a recipe, with torch's threads set."""
     from latent_thoughts.config import load_recipe
     from latent_thoughts.em import Run
+    from latent_thoughts.model import set_up_torch
     from latent_thoughts.runlog import save_recipe
 
     limits = [] if limit is None else [f"data.limit={limit}"]
     loaded = load_recipe(recipe, [*(overrides or []), *limits])
-    _set_threads(loaded.threads)
+    set_up_torch(loaded.threads)
     save_recipe(loaded, out)
     return Run(loaded, out)
-
-
-def _set_threads(threads: int | None) -> None:
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if threads:
-        torch.set_num_threads(threads)
 
 
 @app.command
 def demo(
     *,
     out: Out = Path("runs/demo"),
-    seeds: Annotated[str, Parameter(help="Comma-separated seeds; as many as there are cores run side by side.")] = "0,1",
+    seeds: Annotated[
+        str, Parameter(help="Comma-separated seeds; as many as there are cores run side by side.")
+    ] = "0,1",
     samples: Annotated[str, Parameter(help="Further numbers of draws K, for both presets: 1,4,16")] = "",
     set_: Annotated[list[str] | None, Parameter(name="--set", help="Overrides of recipes/castle.yaml.")] = None,
 ) -> None:
@@ -161,8 +154,9 @@ def ask(
     from rich.text import Text
 
     from latent_thoughts.ask import ask as think
+    from latent_thoughts.model import set_up_torch
 
-    _set_threads(None)
+    set_up_torch(None)
     thought, answer = think(model, question, seed, temperature, max_thought_tokens, max_answer_tokens)
     console = Console()
     console.print(Text(thought, style="dim"))

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latent_thoughts.types import UserError
 
 T = TypeVar("T", bound="Section")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression ({error})") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class Section(BaseModel):
@@ -27,7 +40,7 @@ class World(Section):
     teacher_documents: Annotated[int, Field(ge=0)] = 150
     known_share: Share = 0.8  # share of the world's facts that the teacher's thoughts use
     held_out_share: Share = 0.2  # share of the problems that occur in no training document
-    seed: int | None = None  # default: the run's seed
+    seed: Seed | None = None  # default: the run's seed
 
 
 class Data(Section):
@@ -42,7 +55,7 @@ class Data(Section):
     split: str = "train"  # of a Hugging Face dataset
     id: str | None = None  # column; default: a hash of the text
     text: str = "{text}"  # template
-    extract: dict[str, str] = {}
+    extract: dict[str, Pattern] = {}
     pieces: list[str] | None = None  # templates of the document's own chunks, instead of `text`
     thought: str | None = None  # template of the thought before the last piece (oracle)
     limit: Positive | None = None  # read at most so many documents
@@ -51,6 +64,12 @@ class Data(Section):
     malformed: Literal["error", "skip"] = "error"
     shard_documents: Positive = 500
     world: World = World()
+
+    @model_validator(mode="after")
+    def _thought_has_a_place(self) -> Data:
+        if self.thought is not None and not self.pieces:
+            raise ValueError("thought stands before the last of data.pieces: set them too")
+        return self
 
 
 class Chunking(Section):
@@ -115,14 +134,19 @@ class Sample(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        preset = PRESETS.get(values.get("preset", "default"), {})
-        return {**preset, **values}
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("preset", "default")
+        return {**(PRESETS.get(name, {}) if isinstance(name, str) else {}), **values}
 
     def temperature_at(self, iteration: int, iterations: int) -> float:
         """Linear from the first value at iteration 1 to the second at the last one."""
         first, last = self.temperature
         return first + (last - first) * (iteration - 1) / max(1, iterations - 1)
+
+
+BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
 
 
 class Train(Section):
@@ -154,20 +178,20 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Train:
-        given = [n for n in ("steps", "tokens", "raw_tokens", "epochs") if getattr(self, n) is not None]
+        given = [n for n in BUDGETS if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of steps, tokens, raw_tokens and epochs, not {' and '.join(given)}")
         return self
 
     @property
     def budget(self) -> tuple[str, float]:
-        for name in ("steps", "tokens", "raw_tokens", "epochs"):
+        for name in BUDGETS:
             if (value := getattr(self, name)) is not None:
                 return name, float(value)
         return "epochs", 1.0
 
     def with_budget(self, name: str, amount: float) -> Train:
-        cleared = {n: None for n in ("steps", "tokens", "raw_tokens", "epochs")}
+        cleared = dict.fromkeys(BUDGETS)
         return self.model_copy(update={**cleared, name: amount})
 
 
@@ -178,7 +202,7 @@ class Evaluate(Section):
     bound: list[Positive] = [1, 4]  # K of the reported bounds
     bound_posterior_share: Share = 0.5
     bound_temperature: float = 1.0
-    answer: str | None = None  # regular expression whose first group is the answer, in the last chunk
+    answer: Pattern | None = None  # regular expression whose first group is the answer, in the last chunk
     answer_tokens: Positive = 64
     temperature: float = 0.0  # of thinking and answering; 0 is greedy
     thoughts_kept: Positive = 50  # samples kept for the report
@@ -191,14 +215,12 @@ class EM(Section):
     regime: Literal["fixed", "continual"] = "fixed"
     keep_warm_start: bool = True  # the warm-start documents stay in every M-step
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
-    baselines: list[
-        Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]
-    ] = ["raw_tokens"]
+    baselines: list[Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]] = ["raw_tokens"]
     samples: list[Positive] = []  # further EM runs with these K, in both presets
 
 
 class Recipe(Section):
-    seed: int = 0
+    seed: Seed = 0
     threads: Positive | None = None  # of one process; default: torch's own choice
     data: Data = Data()
     chunking: Chunking = Chunking()
@@ -210,9 +232,25 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     em: EM = EM()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """A section whose lines are all commented out is one that is not set."""
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
+
+    @model_validator(mode="after")
+    def _warm_start_is_valid(self) -> Recipe:
+        _ = self.warm_start_train  # so that a mistake shows before anything runs
+        return self
+
     @property
     def warm_start_train(self) -> Train:
-        return parse(Train, {**self.train.model_dump(exclude_unset=True), **self.em.warm_start}, "em.warm_start")
+        values, overrides = self.train.model_dump(exclude_unset=True), self.em.warm_start
+        if any(name in overrides for name in BUDGETS):
+            values = {name: value for name, value in values.items() if name not in BUDGETS}
+        return parse(Train, {**values, **overrides}, "em.warm_start")
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -224,6 +262,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"recipe {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -236,14 +276,20 @@ def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: s
         name, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"override {override!r} must look like section.key=value")
-        _assign(values, name.strip(), yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
+        _assign(values, name.strip(), value)
     return parse(Recipe, values, where)
 
 
 def _assign(values: dict[str, Any], name: str, value: Any) -> None:
     *path, last = name.split(".")
     for key in path:
-        values = values.setdefault(key, {})
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
         if not isinstance(values, dict):
             raise UserError(f"override {name}: {key} is a value, not a section")
     values[last] = value
@@ -260,7 +306,8 @@ def _explain(model: type[Section], error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     name = ".".join(path)
     if error["type"] != "extra_forbidden":
-        return f"{name}: {error['msg']}" if name else error["msg"]
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}" if name else message
     known = list(_section(model, path[:-1]).model_fields)
     near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.0)
     return f"unknown key {name} (did you mean {'.'.join([*path[:-1], near[0]])}?)"

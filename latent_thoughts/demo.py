@@ -46,7 +46,9 @@ def run_seeds(recipe: Recipe, out: Path, seeds: list[int]) -> None:
     with context.Manager() as manager:
         events = manager.Queue()
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-            jobs = {seed: pool.submit(_run_seed, recipe.model_dump(), out / f"seed_{seed}", seed, events) for seed in seeds}
+            jobs = {
+                seed: pool.submit(_run_seed, recipe.model_dump(), out / f"seed_{seed}", seed, events) for seed in seeds
+            }
             _show(jobs, events)
             for job in jobs.values():
                 job.result()
@@ -67,11 +69,11 @@ def _show(jobs: dict[int, Future[None]], events: Any) -> None:
 
 
 def _run_seed(values: dict[str, Any], folder: Path, seed: int, events: Any) -> None:
-    from latent_thoughts.cli import _set_threads
     from latent_thoughts.em import em
+    from latent_thoughts.model import set_up_torch
 
     recipe = parse(Recipe, {**values, "seed": seed}, "recipe")
-    _set_threads(recipe.threads)
+    set_up_torch(recipe.threads)
     with run_lock(folder), runlog.sent_to(lambda event: events.put((seed, event))):
         em(recipe, folder)
 

@@ -1,12 +1,12 @@
 """EM: chains the stages in one run folder. Running it again resumes.
 
-    RUN/recipe.yaml
-    RUN/base  RUN/prepare                          initial checkpoint, documents
-    RUN/iter_00/{synthesize,train,evaluate}        warm start
-    RUN/iter_01/{sample,train,evaluate} ...        EM
-    RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper
-    RUN/samples/PRESET_K/iter_..                   further E-steps, where the recipe asks for them
-    RUN/results.json  RUN/report.html
+RUN/recipe.yaml
+RUN/base  RUN/prepare                          initial checkpoint, documents
+RUN/iter_00/{synthesize,train,evaluate}        warm start
+RUN/iter_01/{sample,train,evaluate} ...        EM
+RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper
+RUN/samples/PRESET_K/iter_..                   further E-steps, where the recipe asks for them
+RUN/results.json  RUN/report.html
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Run:
         self, config: Train, sources: list[training.Source], folder: Path, continue_from: Path | None = None
     ) -> Manifest:
         recipe = self.recipe
-        return training.train(
-            config, recipe.model, self.base, sources, folder / "train", recipe.seed, continue_from
-        )
+        return training.train(config, recipe.model, self.base, sources, folder / "train", recipe.seed, continue_from)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:
         return evaluating.evaluate(self.recipe, folder / "train", self.prepared, folder / "evaluate", thinks)
@@ -174,12 +172,13 @@ def em(recipe: Recipe, folder: Path) -> list[Row]:
 
 
 def _more_samples(run: Run) -> Iterator[Row]:
-    """EM with every K of `em.samples`, in both presets."""
+    """EM with every K of `em.samples`, in both presets; what the run has done already is not done again."""
+    done = [run.recipe.sample, *([_preset(run, "paper")] if "em_paper" in run.recipe.em.baselines else [])]
     for k in run.recipe.em.samples:
         for method, preset in (("em", "default"), ("em_paper", "paper")):
-            if k == _preset(run, preset).k and method == "em":
-                continue  # the run's own
             config = _preset(run, preset).model_copy(update={"k": k})
+            if config in done:
+                continue
             yield from Loop(run, method, config, run.folder / "samples" / f"{preset}_{k}").rows()
 
 

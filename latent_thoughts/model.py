@@ -16,6 +16,16 @@ from latent_thoughts.store import atomic
 from latent_thoughts.types import UserError
 
 
+def set_up_torch(threads: int | None) -> None:
+    """Threads of this process, and no progress bars of transformers beside our own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def device_of(config: Model) -> torch.device:
     if config.device != "auto":
         return torch.device(config.device)
@@ -66,14 +76,15 @@ def _from_config(config: Model, vocabulary: int) -> Any:
 def _load_pretrained(config: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
-    where = _where(config)
+    where: dict[str, Any] = {"use_safetensors": True, **_where(config)}
+    if "gguf_file" in where:
+        del where["use_safetensors"]
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            **where,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
             trust_remote_code=config.trust_remote_code,
-            **({} if "gguf_file" in where else {"use_safetensors": True}),
+            **where,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load model {config.base}: {_first_line(error)}") from None
@@ -141,7 +152,7 @@ def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
     """A model that `save` wrote, on the configured device."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype or config.dtype), attn_implementation=config.attention, use_safetensors=True
     )
     return model.to(device_of(config))

@@ -48,11 +48,12 @@ class Muon(torch.optim.Optimizer):
                 self._step(parameters, shape, group)
 
     def _step(self, parameters: list[torch.Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
-        momentum, gradients = group["momentum"], [p.grad for p in parameters]
+        momentum, decay = group["momentum"], group["lr"] * group["weight_decay"]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum)
-        update = orthogonalise(torch.stack(list(updates)))
+        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+        averages = torch.stack(buffers).lerp_(gradients, 1 - momentum)
+        updates = orthogonalise(gradients.lerp(averages, momentum))
         rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(update.unbind()), alpha=-rate)
+        for parameter, buffer, average, update in zip(parameters, buffers, averages, updates, strict=True):
+            buffer.copy_(average)
+            parameter.mul_(1 - decay).add_(update, alpha=-rate)

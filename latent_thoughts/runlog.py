@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import sys
 import time
@@ -116,7 +117,9 @@ class Bars:
         if known is None or known[1] != label:
             if known is not None:
                 self.progress.remove_task(known[0])
-            task = self.progress.add_task(label, total=event.total, rate="", figures="")
+            # the terminal display knows an open end as None
+            total = event.total if math.isfinite(event.total) else None
+            task = self.progress.add_task(label, total=total, rate="", figures="")
             self.tasks[name] = known = (task, label)
         task = self.progress.tasks[self.progress.task_ids.index(known[0])]
         rate = f"{task.speed:,.1f} {event.unit}/s" if task.speed else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -47,6 +48,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)  # a process that was killed may have had the same number
     try:
         yield temporary
         for file in [temporary, *(temporary.rglob("*") if temporary.is_dir() else [])]:
@@ -56,10 +58,14 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -78,7 +84,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); remove it to have it made again") from None
 
 
@@ -92,9 +98,9 @@ class Stage:
     def _claim(self) -> None:
         marker = self.folder / "stage.json"
         if self.folder.exists():
-            owner = read_json(marker)["key"] if marker.exists() else "unmarked"
+            owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
             if owner != self.key:
-                os.replace(self.folder, self._aside(owner))
+                os.replace(self.folder, _free(self._aside(owner)))
         if not self.folder.exists() and self._aside(self.key).exists():
             os.replace(self._aside(self.key), self.folder)
         if not marker.exists():
@@ -135,12 +141,25 @@ class Stage:
         return manifest
 
 
+def _read_object(path: Path, *names: str) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict) or any(name not in value for name in names):
+        raise UserError(f"{path} lacks {', '.join(names)}; remove it to have it made again")
+    return {name: value[name] for name in names}
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind it where it is taken."""
+    numbered = (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Raises UserError where the stage has not been completed."""
     path = folder / "manifest.json"
     if not path.exists():
         raise UserError(f"{folder} is not complete (no manifest.json): run that stage first")
-    return Manifest(**read_json(path))
+    return Manifest(**_read_object(path, "stage", "key", "shards", "counts"))
 
 
 def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ CONTROLS = Controls(start=19, end=20, prior=21, posterior=22, bos=17, eos=18)
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    torch.set_num_threads(1)
+    from latent_thoughts.model import set_up_torch
+
+    set_up_torch(1)
 
 
 def tiny(kind: str, vocabulary: int = VOCABULARY) -> Any:

@@ -12,7 +12,8 @@ from latent_thoughts.config import Chunking
 from latent_thoughts.types import Document, UserError
 
 # A sentence ends after its mark, closing quotes and the white space that follows, or after newlines.
-_SENTENCE = re.compile(r".*?(?:[.!?…]+[\"'”’)\]]*\s+|[。！？]+\s*|\n+\s*|\Z)", re.DOTALL)
+# The look-behind keeps long rows of dots linear: only a row's first mark can begin the end of a sentence.
+_SENTENCE = re.compile(r".*?(?:(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+|[。！？]+\s*|\n+\s*|\Z)", re.DOTALL)
 
 
 def sentences(text: str) -> list[str]:
@@ -29,12 +30,13 @@ def content_seed(text: str, seed: int) -> int:
 def cut(document: Document, config: Chunking) -> list[str]:
     """Chunk texts of a document; joined they equal its text. An empty document has no chunks.
 
+    A document's own pieces come as they are, empty ones too, since its thoughts are numbered by them.
     Poisson mode: lengths are 1 + Poisson(mean - 1) sentences, at most `max`.
     """
     if document.pieces is not None or config.mode == "pieces":
         if document.pieces is None:
             raise UserError(f"chunking.mode is pieces, but document {document.id} has none: set data.pieces")
-        return [piece for piece in document.pieces if piece]
+        return list(document.pieces)
     if config.mode == "document":
         return [document.text] if document.text else []
     units = sentences(document.text)

@@ -95,9 +95,7 @@ def lay_out(document: ThoughtDocument, forms: Sequence[Form], controls: Controls
     """
     layout = Layout([], [])
     layout.add(Part.CONTROL, controls.bos)
-    for chunk, thought, target, form in zip(
-        document.chunks, document.thoughts, document.target, forms, strict=True
-    ):
+    for chunk, thought, target, form in zip(document.chunks, document.thoughts, document.target, forms, strict=True):
         text = Part.TARGET if target else Part.CONTEXT
         if thought is None or form is Form.RAW:
             layout.add(text, *chunk.ids)

@@ -126,5 +126,3 @@ def positions(row: PackedRow) -> np.ndarray:
     index = np.arange(len(row.ids))
     starts = np.flatnonzero(np.diff(row.document_ids, prepend=-2))
     return index - starts[np.searchsorted(starts, index, side="right") - 1]
-
-

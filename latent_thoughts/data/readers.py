@@ -27,9 +27,8 @@ def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: Non
     """
     if config.source.startswith("world:"):
         world = config.world
-        yield from worlds.documents(
-            config.source.removeprefix("world:"), world, seed if world.seed is None else world.seed
-        )
+        made = worlds.documents(config.source.removeprefix("world:"), world, seed if world.seed is None else world.seed)
+        yield from islice(made, config.limit)
         return
 
     def good() -> Iterator[Document]:
@@ -64,7 +63,9 @@ def files(config: Data) -> list[Path]:
     if path.is_dir():
         found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
     else:
-        found = [path] if path.is_file() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+        found = (
+            [path] if path.is_file() else [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+        )
     if not found:
         raise UserError(f"data.source {config.source} does not exist")
     return sorted(found)
@@ -82,13 +83,13 @@ def _jsonl(path: Path) -> Iterator[Row | UserError]:
                 continue
             try:
                 value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 yield UserError(f"{where}: not valid JSON ({error})")
                 continue
             yield (where, value) if isinstance(value, dict) else UserError(f"{where}: not a JSON object")
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[Row | UserError]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -98,13 +99,13 @@ def _parquet(path: Path) -> Iterator[Row]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    except (pa.ArrowException, OSError) as error:
+        yield UserError(f"{path}: not a readable Parquet file ({error})")
 
 
 def _text(path: Path) -> Iterator[Row | UserError]:
     try:
-        yield str(path), {"text": path.read_text(encoding="utf-8-sig", newline="")}
+        yield str(path), {"text": path.read_bytes().decode("utf-8-sig")}
     except UnicodeDecodeError as error:
         yield UserError(f"{path}: not UTF-8 text ({error})")
 
@@ -113,7 +114,9 @@ def _dataset_rows(scheme: str, rest: str, split: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
-        raise UserError("reading Hugging Face datasets needs an extra: pip install 'latent-thoughts[datasets]'") from None
+        raise UserError(
+            "reading Hugging Face datasets needs an extra: pip install 'latent-thoughts[datasets]'"
+        ) from None
     try:
         if scheme == "disk":
             loaded = datasets.load_from_disk(rest)
@@ -131,19 +134,20 @@ def _document(config: Data, where: str, row: dict[str, Any]) -> Document:
     columns = {**row, **_extract(config, where, row)}
     pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
     text = "".join(pieces) if pieces else _fill(config.text, columns, where)
+    thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)} if config.thought and pieces else {}
+    name = _value(config.id, columns, where) if config.id else ""
     try:
+        "".join((name, *thoughts.values())).encode("utf-8")
         digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     except UnicodeEncodeError:
         raise UserError(f"{where}: the text holds a lone surrogate, which no tokenizer can encode") from None
-    thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)} if config.thought and pieces else {}
-    name = _fill("{" + config.id + "}", columns, where) if config.id else digest[:16]
-    return Document(name, text, {}, pieces, thoughts)
+    return Document(name or digest[:16], text, {}, pieces, thoughts)
 
 
 def _extract(config: Data, where: str, row: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for column, pattern in config.extract.items():
-        match = re.search(pattern, _fill("{" + column + "}", row, where))
+        match = re.search(pattern, _value(column, row, where))
         if match is None:
             raise UserError(f"{where}: column {column} does not match data.extract.{column}")
         found.update(match.groupdict())
@@ -151,12 +155,12 @@ def _extract(config: Data, where: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def _fill(template: str, columns: dict[str, Any], where: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in columns:
-            raise UserError(f"{where}: no column {name} (there are: {', '.join(columns) or 'none'})")
-        if not isinstance(columns[name], str | int | float):
-            raise UserError(f"{where}: column {name} is {type(columns[name]).__name__}, not text")
-        return str(columns[name])
+    return _FIELD.sub(lambda match: _value(match.group(1), columns, where), template)
 
-    return _FIELD.sub(value, template)
+
+def _value(name: str, columns: dict[str, Any], where: str) -> str:
+    if name not in columns:
+        raise UserError(f"{where}: no column {name} (there are: {', '.join(columns) or 'none'})")
+    if not isinstance(columns[name], str | int | float):
+        raise UserError(f"{where}: column {name} is {type(columns[name]).__name__}, not text")
+    return str(columns[name])

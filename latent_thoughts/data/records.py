@@ -24,7 +24,13 @@ DOCUMENTS = pa.schema(
             "chunks",
             pa.list_(
                 pa.struct(
-                    [("start", pa.int64()), ("text", pa.string()), ("ids", IDS), ("target", pa.bool_()), ("thought", IDS)]
+                    [
+                        ("start", pa.int64()),
+                        ("text", pa.string()),
+                        ("ids", IDS),
+                        ("target", pa.bool_()),
+                        ("thought", IDS),
+                    ]
                 )
             ),
         ),
@@ -77,9 +83,7 @@ def document_of(row: dict[str, Any]) -> ThoughtDocument:
     chunks = row["chunks"]
     return ThoughtDocument(
         id=row["id"],
-        chunks=tuple(
-            Chunk(row["id"], index, c["start"], c["text"], tuple(c["ids"])) for index, c in enumerate(chunks)
-        ),
+        chunks=tuple(Chunk(row["id"], index, c["start"], c["text"], tuple(c["ids"])) for index, c in enumerate(chunks)),
         thoughts=tuple(None if c["thought"] is None else tuple(c["thought"]) for c in chunks),
         target=tuple(c["target"] for c in chunks),
         source=row["source"],

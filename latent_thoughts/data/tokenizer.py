@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,9 @@ class Codec:
 
     Control-token strings in the text stay text. Tokenizers that add a space in front of every
     encoded string (SentencePiece) are given a sentinel in front, whose ids are cut off again.
+    Strings they cannot tell from their own symbols (a literal ▁ from a space; </s> from the end of
+    the sequence, where the model matches any word of its vocabulary) are spelled in byte tokens, or
+    a character at a time.
     """
 
     def __init__(self, tokenizer: Any):
@@ -60,6 +64,13 @@ class Codec:
         self.sentinels = [s for s in _SENTINELS if self._clean(s)]
         if not self.sentinels:
             raise UserError("the tokenizer does not give back the text it encodes: choose another one")
+        vocabulary = tokenizer.get_vocab()
+        self.special = frozenset(tokenizer.all_special_ids) | {i for t, i in vocabulary.items() if t in CONTROL_TOKENS}
+        byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+        self.bytes = [vocabulary[t] for t in byte_tokens] if vocabulary.keys() >= set(byte_tokens) else None
+        names = [*tokenizer.all_special_tokens, *CONTROL_TOKENS, *(byte_tokens if self.bytes else [])]
+        mistaken = [re.escape(name) for name in ["▁", *names] if self._mistakes(name)]
+        self.mistaken = re.compile(f"({'|'.join(mistaken)})") if mistaken else None
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -86,8 +97,29 @@ class Codec:
             raise UserError(f"cannot encode {text[:40]!r} apart from what precedes it")
         return ids[len(head) :]
 
+    def _mistakes(self, text: str) -> bool:
+        """Whether the text would be read as something else; refusing to encode it is no mistake."""
+        try:
+            ids = self._apart(text)
+        except UserError:
+            return False
+        return self.decode(ids) != text or not self.special.isdisjoint(ids)
+
     def encode(self, text: str) -> list[int]:
         """Raises UserError where the text cannot be encoded on its own, or has unknown tokens."""
+        if self.mistaken is None:
+            return self._apart(text)
+        ids = []
+        for n, part in enumerate(self.mistaken.split(text)):
+            ids += self._spell(part) if n % 2 else self._apart(part)
+        return ids
+
+    def _spell(self, text: str) -> list[int]:
+        if self.bytes is not None:
+            return [self.bytes[byte] for byte in text.encode()]
+        return [i for character in text for i in self._apart(character)]
+
+    def _apart(self, text: str) -> list[int]:
         if not text:
             return []
         error: UserError | None = None

@@ -20,8 +20,7 @@ from latent_thoughts.config import World
 from latent_thoughts.types import Document, UserError
 
 PEOPLE = (
-    "ada ben cleo dee eli fay gus hana ivo june kai lena milo nora omar pia quin rosa sven tess "
-    "uma vito wren yara zeno"
+    "ada ben cleo dee eli fay gus hana ivo june kai lena milo nora omar pia quin rosa sven tess uma vito wren yara zeno"
 ).split()
 
 
@@ -92,7 +91,6 @@ class Stories:
     LENGTHS = (2, 3)
 
     def __init__(self, seed: int):
-        self.order = np.random.default_rng([seed, 2]).permutation(len(self.VERBS))
         self.fact_count = self.SIZE * len(self.VERBS)
 
     def words(self) -> list[str]:
@@ -103,7 +101,7 @@ class Stories:
 
     def problems(self) -> Iterator[list[Problem]]:
         for length in self.LENGTHS:
-            routes = itertools.product(range(0, self.SIZE), *[range(len(self.VERBS))] * length)
+            routes = itertools.product(range(self.SIZE), *[range(len(self.VERBS))] * length)
             yield [self._problem(start, verbs) for start, *verbs in routes]
 
     def _problem(self, start: int, verbs: list[int]) -> Problem:
@@ -139,6 +137,10 @@ def documents(name: str, config: World, seed: int) -> Iterator[Document]:
     held_out = [p for group in groups for p in group if _held_out(p, seed, config.held_out_share)]
     training = [[p for p in group if not _held_out(p, seed, config.held_out_share)] for group in groups]
     taught = [[p for p in group if p.facts <= known] for group in training]
+    if config.teacher_documents and not all(taught):
+        raise UserError("data.world: no problem of some length needs known facts alone: raise known_share")
+    if not all(training):
+        raise UserError("data.world: every problem of some length is held out: lower held_out_share")
 
     def draw(pool: list[list[Problem]]) -> Problem:
         group = pool[rng.integers(len(pool))]

@@ -43,9 +43,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(
-        self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)
-    ) -> list[list[np.ndarray]]:
+    def score(self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)) -> list[list[np.ndarray]]:
         """One array a continuation: log-probabilities in nats, shape (temperatures, tokens)."""
         ...
 

@@ -40,9 +40,7 @@ class Seeds:
         return np.random.default_rng(self.draw(chunk, purpose))
 
 
-def tasks(
-    chunks: Sequence[Chunk], target: Sequence[bool], controls: Controls, config: Sample
-) -> Iterator[Task]:
+def tasks(chunks: Sequence[Chunk], target: Sequence[bool], controls: Controls, config: Sample) -> Iterator[Task]:
     """The tasks of one document. Raises UserError for a chunk that cannot fit."""
     for chunk in chunks:
         if not target[chunk.index]:
@@ -81,12 +79,9 @@ def propose(
         prior = format.prior_prompt(controls, task.context)
         requests.append(SampleRequest(posterior, tuple(numbers[:from_posterior]), config.max_thought_tokens))
         requests.append(SampleRequest(prior, tuple(numbers[from_posterior:]), config.max_thought_tokens))
-    draws = engine.sample(
-        requests, stop=controls.end, abort=controls.never_in_thoughts, temperature=temperature
-    )
+    draws = engine.sample(requests, stop=controls.end, abort=controls.never_in_thoughts, temperature=temperature)
     return [
-        [("posterior", d) for d in draws[2 * n]] + [("prior", d) for d in draws[2 * n + 1]]
-        for n in range(len(batch))
+        [("posterior", d) for d in draws[2 * n]] + [("prior", d) for d in draws[2 * n + 1]] for n in range(len(batch))
     ]
 
 
@@ -117,9 +112,7 @@ def score(
     raw_scores = engine.score(raw)
     results = []
     for n, task in enumerate(batch):
-        table = {
-            z: _sums(scores[n][i], scores[len(batch) + n][i], len(z) + 1) for i, z in enumerate(distinct[n])
-        }
+        table = {z: _sums(scores[n][i], scores[len(batch) + n][i], len(z) + 1) for i, z in enumerate(distinct[n])}
         results.append(_posterior(task, drawn[n], table, float(raw_scores[n][0].sum()), config, seeds))
     return results
 

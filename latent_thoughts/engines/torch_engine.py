@@ -112,9 +112,7 @@ class TorchEngine:
         return tokens_N.tolist(), logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1).tolist()
 
     @torch.inference_mode()
-    def score(
-        self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)
-    ) -> list[list[np.ndarray]]:
+    def score(self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)) -> list[list[np.ndarray]]:
         scores: list[list[Any]] = [[None] * len(r.continuations) for r in requests]
         longest = [max(map(len, r.continuations), default=0) for r in requests]
         sizes = [(len(r.prefix), m, len(r.continuations)) for r, m in zip(requests, longest, strict=True)]
@@ -205,5 +203,3 @@ class TorchEngine:
                 rows, longest_p, longest_t = rows + len(part), width, new
         if batch:
             yield batch
-
-

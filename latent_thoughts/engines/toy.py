@@ -26,13 +26,9 @@ class ToyEngine:
         return logits - np.logaddexp.reduce(logits)
 
     def score_one(self, prefix: Ids, continuation: Ids, temperature: float = 1.0) -> np.ndarray:
-        return np.array(
-            [self.logprobs(prefix + continuation[:t], temperature)[i] for t, i in enumerate(continuation)]
-        )
+        return np.array([self.logprobs(prefix + continuation[:t], temperature)[i] for t, i in enumerate(continuation)])
 
-    def score(
-        self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)
-    ) -> list[list[np.ndarray]]:
+    def score(self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)) -> list[list[np.ndarray]]:
         return [
             [np.stack([self.score_one(r.prefix, c, t) for t in temperatures]) for c in r.continuations]
             for r in requests
@@ -43,9 +39,7 @@ class ToyEngine:
     ) -> list[list[Draw]]:
         return [[self._draw(r, seed, stop, abort, temperature) for seed in r.seeds] for r in requests]
 
-    def _draw(
-        self, request: SampleRequest, seed: int, stop: int, abort: frozenset[int], temperature: float
-    ) -> Draw:
+    def _draw(self, request: SampleRequest, seed: int, stop: int, abort: frozenset[int], temperature: float) -> Draw:
         ids: Ids = ()
         logprobs: list[float] = []
         for u in uniforms(seed, request.max_tokens + 1):

@@ -1,6 +1,6 @@
 """evaluate: likelihood, bound and answers on held-out documents (method, section 7).
 
-    latent-thoughts evaluate recipe.yaml --out RUN --iteration 1
+latent-thoughts evaluate recipe.yaml --out RUN --iteration 1
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Examiner:
 
     def _raw(self, todo: Sequence[Task]) -> np.ndarray:
         """log p(x | c) without a thought, in the form the model was trained on."""
+
         def prefix(task: Task) -> Ids:
             return format.thoughtless_prompt(self.controls, task.context) if self.thinks else task.context
 
@@ -163,9 +164,7 @@ class Examiner:
             stop, abort = self.controls.end, self.controls.never_in_thoughts
             thoughts = [d[0] for d in self.engine.sample(requests, stop=stop, abort=abort, **settings)]
             # A thought that found no end is ended here: the model then answers as well as it can.
-            prompts = [
-                (*r.prompt, *d.ids, self.controls.end) for r, d in zip(requests, thoughts, strict=True) if d
-            ]
+            prompts = [(*r.prompt, *d.ids, self.controls.end) for r, d in zip(requests, thoughts, strict=True) if d]
         seeds = [(self.seeds.draw(t.chunk, "answer"),) for t in last]
         requests = [SampleRequest(p, s, self.config.answer_tokens) for p, s in zip(prompts, seeds, strict=True)]
         stops = self.controls.never_in_thoughts | {self.controls.end}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def initialise(recipe: Recipe, folder: Path) -> Manifest:
     """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model."""
     config = recipe.model.model_dump(exclude={"device", "attention"})
     seed = _world_seed(recipe)
-    stage = Stage(folder, "initialise", stage_key("initialise", [config, recipe.seed, seed, recipe.data.source]))
+    parts = [config, recipe.seed, seed, recipe.data.source, *_hashes(_model_files(recipe))]
+    stage = Stage(folder, "initialise", stage_key("initialise", parts))
     if (manifest := stage.manifest) is not None:
         return manifest
     model, tokenizer, _ = models.load_base(recipe.model, recipe.data.source, recipe.seed, seed)
@@ -55,7 +57,8 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
 
     def skipped(message: str) -> None:
         counts["malformed"] += 1
-        counts[f"malformed: {message}"[:200]] += 1 if counts["malformed"] <= 20 else 0
+        if counts["malformed"] <= 20:
+            counts[f"malformed: {message}"[:200]] += 1
 
     seen: set[str] = set()
     with track("prepare", float("inf"), "documents") as advance:
@@ -65,7 +68,14 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
                 continue
             seen.add(document.id)
             split = split_of(document, recipe)
-            prepared = chunked(document, recipe, codec)
+            try:
+                prepared = chunked(document, recipe, codec)
+            except UserError as error:
+                message = f"document {document.id}: {error}"
+                if recipe.data.malformed == "error":
+                    raise UserError(message) from None
+                skipped(message)
+                continue
             if not prepared.chunks:
                 counts["empty"] += 1
                 continue
@@ -103,10 +113,12 @@ def chunked(document: Document, recipe: Recipe, codec: Codec) -> ThoughtDocument
     config, chunks, start = recipe.chunking, [], 0
     oracle: dict[int, str] = {}
     for piece_index, text in enumerate(chunking.cut(document, config)):
+        if not text:
+            continue
         if config.oversize == "refuse" and len(ids := codec.encode(text)) > config.max_tokens:
             raise UserError(
-                f"document {document.id}: a chunk of {len(ids)} tokens is longer than "
-                f"chunking.max_tokens={config.max_tokens}: raise it, or set chunking.oversize=split"
+                f"a chunk of {len(ids)} tokens is longer than chunking.max_tokens={config.max_tokens}: "
+                "raise it, or set chunking.oversize=split"
             )
         for part, ids in chunking.fit(text, codec.encode, config.max_tokens):
             chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
@@ -115,7 +127,7 @@ def chunked(document: Document, recipe: Recipe, codec: Codec) -> ThoughtDocument
             oracle[len(chunks) - 1] = document.thoughts[piece_index]
     joined = codec.decode([i for chunk in chunks for i in chunk.ids])
     if joined != document.text:
-        raise UserError(f"document {document.id}: the tokenizer does not give its text back (is it normalising?)")
+        raise UserError("the tokenizer does not give its text back (is it normalising?)")
     target = tuple(config.thoughts == "all" or n == len(chunks) - 1 for n in range(len(chunks)))
     meta = {**document.meta, "oracle": oracle}
     return ThoughtDocument(document.id, tuple(chunks), (None,) * len(chunks), target, "raw", meta)
@@ -125,6 +137,21 @@ def _world_seed(recipe: Recipe) -> int:
     return recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
 
 
-def _files(recipe: Recipe) -> list[list[Any]]:
-    """Names, sizes and contents' hashes of the source's files: a changed file is prepared anew."""
-    return [[str(path), sha256(path)] for path in readers.files(recipe.data)]
+def _files(recipe: Recipe) -> list[list[str]]:
+    """The source's files with their hashes: a changed file is prepared anew."""
+    scheme, _, rest = recipe.data.source.partition(":")
+    return _hashes(_below(Path(rest)) if scheme == "disk" else readers.files(recipe.data))
+
+
+def _model_files(recipe: Recipe) -> list[Path]:
+    """Files of a base model and a tokenizer that are folders or files here."""
+    names = [name for name in (recipe.model.base, recipe.model.tokenizer) if isinstance(name, str)]
+    return [path for name in names for path in _below(Path(name))]
+
+
+def _below(path: Path) -> list[Path]:
+    return sorted(p for p in [path, *path.rglob("*")] if p.is_file())
+
+
+def _hashes(paths: Sequence[Path]) -> list[list[str]]:
+    return [[str(path), sha256(path)] for path in paths]

@@ -1,13 +1,13 @@
 """sample: the E-step over the corpus. One posterior shard and one thought shard a document shard.
 
-    latent-thoughts sample recipe.yaml --out RUN --iteration 1
+latent-thoughts sample recipe.yaml --out RUN --iteration 1
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,15 @@ def sample(
     tokenizer, controls = models.load_tokenizer(model / "model")
     worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
     engine = None
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     with track("sample", recipe_chunks(inputs["prepare"], names), "documents") as advance:
         for name in names:
             counts = stage.done(name)
             if counts is None:
                 engine = engine or TorchEngine(models.load(model / "model", recipe.model), recipe.engine)
                 counts = _write_shard(stage, name, prepared, worker, engine)
-            totals.update(counts)
+            for figure, value in counts.items():
+                totals[figure] += value
             advance(inputs["prepare"].shards[name]["rows"], **_live(totals))
     thought_names = [name.replace("corpus-", "posterior-") for name in names]
     return stage.close(names + thought_names, {**totals, **health(totals)})
@@ -114,9 +115,7 @@ class Worker:
 
     def choose(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> list[ThoughtDocument]:
         """Documents with their chosen thoughts. One with a rejected chunk is left out, or keeps it raw."""
-        chosen = {
-            (p.chunk.doc_id, p.chunk.index): p.draws[p.chosen].draw.ids for p in posteriors if p.chosen >= 0
-        }
+        chosen = {(p.chunk.doc_id, p.chunk.index): p.draws[p.chosen].draw.ids for p in posteriors if p.chosen >= 0}
         kept = []
         for document in documents:
             thoughts = tuple(chosen.get((document.id, c.index)) for c in document.chunks)
@@ -128,7 +127,7 @@ class Worker:
 
     def counts(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> dict[str, float]:
         """Sums over chunks and draws, which add up over shards; `health` turns them into means."""
-        counts: Counter[str] = Counter()
+        counts: defaultdict[str, float] = defaultdict(float)
         oracle = {(d.id, index): text for d in documents for index, text in records.oracle(d).items()}
         for p in posteriors:
             finished = [d.draw for d in p.draws if d.draw.finished]
@@ -161,7 +160,7 @@ class Worker:
         return dict(counts)
 
 
-def health(totals: dict[str, float]) -> dict[str, float | None]:
+def health(totals: Mapping[str, float]) -> dict[str, float | None]:
     """Means of a stage's health figures; None where there is nothing to average."""
 
     def mean(name: str, over: str) -> float | None:
@@ -183,7 +182,7 @@ def health(totals: dict[str, float]) -> dict[str, float | None]:
     }
 
 
-def _live(totals: dict[str, float]) -> dict[str, float]:
+def _live(totals: Mapping[str, float]) -> dict[str, float]:
     figures = health(totals)
     named = {"ess": figures["mean_ess"], "accepted": figures["accepted_share"], "gain": figures["gain_per_token"]}
     return {name: value for name, value in named.items() if value is not None}

@@ -38,9 +38,7 @@ def synthesize_oracle(prepared: Path, base: Path, splits: tuple[str, ...], folde
                 thoughts, tokens = thoughts + len(found), tokens + sum(map(len, found))
                 advance(len(rows))
     if not thoughts:
-        raise UserError(
-            "no document of the warm start has a thought: set data.thought, and data.warm_start above 0"
-        )
+        raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
     return stage.close(names, {"documents": documents, "thoughts": thoughts, "thought_tokens": tokens})
 
 

@@ -89,7 +89,9 @@ class Trainer:
             optimizer.zero_grad()
         total, count = losses
         if not math.isfinite(float(norm)):
-            raise UserError(f"training diverged at step {self.counters.step}: gradient norm {float(norm)}; lower train.lr")
+            raise UserError(
+                f"training diverged at step {self.counters.step}: gradient norm {float(norm)}; lower train.lr"
+            )
         mean = {"loss": total.sum() / count.sum(), "norm": norm}
         for part in (format.Part.THOUGHT, format.Part.TARGET, format.Part.CONTEXT):
             if count[part]:

@@ -43,7 +43,7 @@ def joint_probability(engine: ToyEngine) -> float:
     return sum(np.exp(engine.score_one(prefix, (*z, CONTROLS.end, *X)).sum()) for z in every_thought(engine))
 
 
-def weigh_all(engine: ToyEngine, settings: Sample, temperature: float):  # noqa: ANN201
+def weigh_all(engine: ToyEngine, settings: Sample, temperature: float):
     """Every thought as a draw of its own, through the code that weighs draws."""
     draws = [("posterior", Draw(z, (), "end")) for z in every_thought(engine)]
     return joint.score(engine, [TASK], [draws], CONTROLS, settings, SEEDS, temperature)[0]
@@ -160,7 +160,7 @@ def test_share_of_posterior_draws_is_exact_in_the_mean(engine: ToyEngine, share:
 
 def test_a_failed_score_is_an_error(engine: ToyEngine) -> None:
     class Failing(ToyEngine):
-        def score(self, requests, temperatures=(1.0,)):  # noqa: ANN001, ANN202
+        def score(self, requests, temperatures=(1.0,)):
             return [[a * np.nan for a in row] for row in super().score(requests, temperatures)]
 
     with pytest.raises(ValueError, match="no finite score"):

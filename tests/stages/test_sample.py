@@ -28,7 +28,7 @@ def warm(tmp_path: Path, small: dict[str, Any]) -> Run:
     return run
 
 
-def sample(run: Run, folder: Path, **settings: Any):  # noqa: ANN201
+def sample(run: Run, folder: Path, **settings: Any):
     config = run.recipe.sample.model_copy(update=settings)
     return sampling.sample(run.recipe, config, run.warm_start / "train", run.prepared, folder, 1)
 

@@ -1,0 +1,108 @@
+"""The result in plain words. It claims no more than the figures carry: a difference counts as settled
+only when zero lies outside its 95 % interval over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latent_thoughts.stages.report.summary import Difference, Line, Mean, Results, difference
+
+IN_WORDS = {
+    "raw_tokens": "raw text for the same raw tokens",
+    "raw_flops": "raw text for the same compute",
+    "warm_start": "its warm start",
+    "warm_start_matched": "the warm start trained as long",
+    "em_paper": "EM with the paper’s E-step",
+    "oracle": "oracle thoughts",
+}
+# Whom EM is measured against first: longer training on the same given thoughts explains most lookalikes.
+RIVALS = ("warm_start_matched", "raw_flops", "raw_tokens", "warm_start")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    title: str
+    verdicts: list[str]
+
+
+def headline(results: Results) -> Headline:
+    """Title and verdicts. Without accuracy they speak of the bound, and say so."""
+    em = results.final("em") or results.final("em_paper")
+    metric = _metric(results, em)
+    if metric is None:
+        return Headline("No model has been evaluated yet", [])
+    if em is None or em.mean(metric) is None:
+        shown = [_figure(line, metric) for m in results.methods if (line := results.final(m)) and line.mean(metric)]
+        return Headline("; ".join(shown), ["No EM iteration has been evaluated yet."])
+    there = [line for m in RIVALS if (line := results.final(m)) and line.mean(metric)]
+    raw = [line for line in there if line.method.startswith("raw")][:1]
+    against = [*[line for line in there if line.method.startswith("warm")][:1], *raw]
+    title = _figure(em, metric) + "".join(f", {_figure(line, metric)}" for line in against)
+    others = there + [line for m in ("em_paper", "oracle") if (line := results.final(m)) and line.method != em.method]
+    verdicts = [v for line in others if (v := verdict(em, line, metric))]
+    return Headline(title, verdicts + cautions(results, em, metric))
+
+
+def _metric(results: Results, em: Line | None) -> str | None:
+    lines = [em] if em else [line for m in results.methods if (line := results.final(m))]
+    names = ["accuracy", *[f"bound_per_token.{k}" for k in reversed(results.bounds)], "nll_per_token"]
+    return next((n for n in names if any(line.mean(n) for line in lines)), None)
+
+
+def _figure(line: Line, metric: str) -> str:
+    found = line.mean(metric)
+    assert found is not None
+    return f"{line.name if line.method != 'em_paper' else 'EM (paper’s E-step)'} {amount(found, metric)}"
+
+
+def amount(found: Mean, metric: str) -> str:
+    if metric == "accuracy":
+        return f"{100 * found.value:.0f} %"
+    return f"{found.value:.3f} nats per token".replace("-", "−")
+
+
+def verdict(em: Line, rival: Line, metric: str) -> str | None:
+    """One sentence on EM and one other model; None where they cannot be compared."""
+    found = difference(em, rival, metric)
+    if found is None:
+        return None
+    name, sign = IN_WORDS.get(rival.method, rival.name), -1 if metric == "nll_per_token" else 1
+    evidence = _evidence(found, metric)
+    if not found.settled:
+        return f"Not settled between EM and {name}: {_signed(found.value, metric)} ({evidence})."
+    place = "ahead of" if sign * found.value > 0 else "behind"
+    return f"EM is {place} {name}: {_signed(found.value, metric)} ({evidence})."
+
+
+def _evidence(found: Difference, metric: str) -> str:
+    seeds = f"higher in {found.higher} of {found.seeds} seeds" if found.seeds > 1 else "one seed only"
+    if found.margin is None:
+        return seeds
+    low, high = found.value - found.margin, found.value + found.margin
+    over = "" if found.seeds > 1 else " over its answers"
+    return f"95 % interval{over} {_signed(low, metric, bare=True)} to {_signed(high, metric)}; {seeds}"
+
+
+def _signed(value: float, metric: str, bare: bool = False) -> str:
+    if metric == "accuracy":
+        return f"{100 * value:+.1f}{'' if bare else ' points'}".replace("-", "−")
+    return f"{value:+.3f}{'' if bare else ' nats per token'}".replace("-", "−")
+
+
+def cautions(results: Results, em: Line, metric: str) -> list[str]:
+    """What a reader should know before believing the figures."""
+    found = []
+    if results.single("warm_start_matched") is None:
+        found.append(
+            "No warm start trained as long was run (em.baselines: warm_start_matched): "
+            "part of any gain over the warm start may be longer training."
+        )
+    if metric != "accuracy":
+        found.append("Likelihood only (no evaluate.answer): a bound can rise while answers get worse.")
+    best = max(results.main(em.method), key=lambda line: m.value if (m := line.mean(metric)) else -1e9)
+    lead = difference(best, em, metric)
+    if metric == "accuracy" and lead and lead.value > 0.02:
+        found.append(f"Iteration {best.iteration} was better than the last: {_signed(lead.value, metric)}.")
+    if len(results.seeds) == 1:
+        found.append("One seed says little: warm starts differ much from seed to seed.")
+    return found

@@ -1,0 +1,149 @@
+"""The figures as SVG and PNG: thin frame, light grid, names beside the lines' ends instead of a legend."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latent_thoughts.stages.report import svg
+from latent_thoughts.stages.report.charts import Chart, Series, charts
+from latent_thoughts.stages.report.summary import Results
+from latent_thoughts.stages.report.svg import INK
+from latent_thoughts.store import atomic
+
+SIZE = (5.1, 3.4)  # inches; small on purpose: scaled down to a phone's width its text can still be read
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": INK,
+    "lines.solid_capstyle": "round",
+    "lines.dash_capstyle": "butt",
+}
+GAP = 0.072  # between two labels, as a share of the axes' height
+MUTED = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A finished figure for the page."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+def write_figures(results: Results, folder: Path) -> list[Drawn]:
+    """Writes every chart as SVG (transparent) and PNG (white)."""
+    import matplotlib
+
+    found = []
+    for chart in charts(results):
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": chart.name}):
+            figure, text = draw(chart), io.StringIO()
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+            with atomic(folder / f"{chart.name}.png") as temporary:
+                figure.savefig(temporary, format="png", dpi=200, facecolor="white")
+            with atomic(folder / f"{chart.name}.svg") as temporary:
+                temporary.write_text(svg.standalone(text.getvalue()), encoding="utf-8")
+        embedded = svg.embedded(text.getvalue(), f"Chart: {chart.title}. {chart.caption}")
+        found.append(Drawn(chart.title, chart.caption, embedded))
+    return found
+
+
+def draw(chart: Chart) -> Any:
+    """A matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_axes((0.095, 0.13, 0.545, 0.755))
+    figure.text(0.012, 0.955, chart.title, fontsize=11, fontweight="bold", va="center")
+    labels = [(level.value, level.label, level.colour) for level in chart.levels]
+    for level in chart.levels:
+        axes.axhline(level.value, color=level.colour, linewidth=1.3, linestyle=level.dash, alpha=0.9, zorder=2)
+    for series in chart.series:
+        _line(axes, series)
+        labels.append((series.points[-1][1].value, series.label, series.colour))
+    _frame(axes, chart)
+    _labels(axes, labels, chart.share)
+    return figure
+
+
+def _line(axes: Any, series: Series) -> None:
+    for seed in series.seeds if len(series.seeds) > 1 else []:
+        axes.plot(*zip(*seed, strict=True), color=series.colour, linewidth=0.7, alpha=0.45, zorder=3)
+    x, y = [p[0] for p in series.points], [p[1].value for p in series.points]
+    error = [p[1].error or 0.0 for p in series.points]
+    if any(error):
+        low, high = ([a + s * b for a, b in zip(y, error, strict=True)] for s in (-1, 1))
+        axes.fill_between(x, low, high, color=series.colour, alpha=0.16, linewidth=0, zorder=1)
+    axes.plot(x, y, color=series.colour, linestyle=series.dash, linewidth=2.2, zorder=4)
+    if series.marker:  # apart from the line, so that a dashed one has whole markers
+        axes.plot(x, y, color=series.colour, marker=series.marker, markersize=4.5, linestyle="none", zorder=5)
+
+
+def _frame(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_alpha(0.35)
+    axes.tick_params(length=0, pad=5)
+    axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.8)
+    axes.set_axisbelow(True)
+    if chart.share:
+        axes.set_ylim(-0.02, 1.04)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+    else:
+        axes.margins(y=0.08)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
+    xs = sorted({x for series in chart.series for x, _ in series.points})
+    if chart.name == "samples":
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(xs)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: "start" if v == 0 else f"{v:g}"))
+    if xs:
+        axes.set_xlabel(chart.x, labelpad=6)
+        axes.set_xlim(*_room(xs, chart.name == "samples"))
+    else:
+        axes.set_xticks([])
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label):
+        label.set_alpha(MUTED)
+
+
+def _room(xs: list[float], log: bool) -> tuple[float, float]:
+    """Limits that keep markers off the frame, also for a single point."""
+    if log:
+        return xs[0] / 1.2, xs[-1] * 1.2
+    pad = 0.04 * max(1.0, xs[-1] - xs[0])
+    return xs[0] - pad, xs[-1] + pad
+
+
+def _labels(axes: Any, labels: list[tuple[float, str, str]], share: bool) -> None:
+    """Names and values beside the lines' ends, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    wanted = sorted(((value - low) / (high - low), value, label, colour) for value, label, colour in labels)
+    places: list[float] = []
+    for place, *_ in wanted:
+        places.append(max(place, places[-1] + GAP) if places else max(place, 0.0))
+    # What was pushed out at the top comes down again, taking those below along.
+    ceiling = 1.0
+    for n in reversed(range(len(places))):
+        places[n] = min(places[n], ceiling)
+        ceiling = places[n] - GAP
+    for shown, (place, value, label, colour) in zip(places, wanted, strict=True):
+        figure = f"{100 * value:.0f} %" if share else f"{value:.2f}".removesuffix(".00").replace("-", "−")
+        axes.plot([1.005, 1.03], [place, shown], transform=axes.transAxes, color=colour, linewidth=0.8,
+                  clip_on=False, alpha=0.8)  # fmt: skip
+        axes.text(1.04, shown, f"{figure}  {label}", transform=axes.transAxes, color=colour, fontsize=8.6,
+                  va="center", ha="left")  # fmt: skip

@@ -1,0 +1,237 @@
+"""What results.json says: its rows gathered over seeds, with means and standard errors.
+
+A row is one model of one seed, a line is the same model over all seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latent_thoughts.config import PRESETS
+from latent_thoughts.store import read_json
+from latent_thoughts.types import UserError
+
+Row = dict[str, Any]
+
+LOOPS = ("em_paper", "em")  # methods with iterations
+NAMES = {
+    "raw_tokens": "Raw text, same raw tokens",
+    "raw_flops": "Raw text, same compute",
+    "warm_start": "Warm start",
+    "warm_start_matched": "Warm start, as long as EM",
+    "em_paper": "EM, paper’s E-step",
+    "em": "EM",
+    "oracle": "Oracle thoughts",
+}
+MEANINGS = {
+    "raw_tokens": "the documents without thoughts, for as many raw tokens as the whole EM run",
+    "raw_flops": "the documents without thoughts, for as many tokens in all as the whole EM run",
+    "warm_start": "the few documents whose thoughts are given; where EM starts",
+    "warm_start_matched": "the same few documents, for as many steps as the whole EM run",
+    "em_paper": "EM whose E-step draws from the posterior alone and keeps every chosen thought",
+    "em": "the model thinks of thoughts for the other documents itself, and is trained on them",
+    "oracle": "the data’s own thoughts for every document: what perfect thoughts would give",
+}
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; few seeds deserve wide intervals.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean with its standard error (None where none is known). `over` says what the error is over."""
+
+    value: float
+    error: float | None = None
+    n: int = 1
+    over: str = "seeds"
+
+
+def bound_name(samples: str) -> str:
+    """L with K as its index: L₄."""
+    return "L" + samples.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def mean(values: Iterable[float | None]) -> Mean | None:
+    """Mean and standard error of the values that are there; None where there are none."""
+    there = np.array([v for v in values if v is not None and math.isfinite(v)], float)
+    if not len(there):
+        return None
+    error = float(there.std(ddof=1) / np.sqrt(len(there))) if len(there) > 1 else None
+    return Mean(float(there.mean()), error, len(there))
+
+
+def figure(row: Row, name: str) -> float | None:
+    """A row's figure by its dotted name; None where it is missing, null or not finite."""
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One method, iteration and K: its rows, one a seed, and those its training builds on."""
+
+    method: str
+    iteration: int
+    samples: int
+    rows: dict[Any, Row]
+    history: tuple[Line, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return NAMES.get(self.method, self.method)
+
+    def mean(self, name: str) -> Mean | None:
+        """Over seeds. The accuracy of a single seed has the binomial error of its answers."""
+        found = mean(figure(row, name) for row in self.rows.values())
+        if found is None or found.n > 1 or name != "accuracy":
+            return found
+        counts = [figure(r, "accuracy_n") for r in self.rows.values() if figure(r, name) is not None]
+        if not counts[0]:
+            return found
+        p, n = found.value, int(counts[0])
+        return Mean(p, math.sqrt(max(0.0, p * (1 - p)) / n), n, "answers")
+
+    def spent(self, *names: str) -> Mean | None:
+        """Figures summed over everything this model cost: EM's iterations and their warm start included."""
+        return mean(self._spent(seed, names) for seed in self.rows)
+
+    def _spent(self, seed: Any, names: tuple[str, ...]) -> float | None:
+        total = 0.0
+        for line in (*self.history, self):
+            values = [figure(line.rows.get(seed, {}), name) for name in names]
+            if all(v is None for v in values):
+                return None
+            total += sum(v for v in values if v is not None)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    run: dict[str, Any]
+    rows: list[Row]
+    recipe: dict[str, Any]
+    recipe_text: str
+
+    @property
+    def seeds(self) -> list[Any]:
+        return list(dict.fromkeys(row.get("seed") for row in self.rows))
+
+    @property
+    def bounds(self) -> list[str]:
+        """The K of the reported bounds, smallest first."""
+        found = {k for row in self.rows for k in row.get("bound_per_token") or {}}
+        return sorted(found, key=lambda k: (len(k), k))
+
+    def loop(self, method: str, samples: int) -> list[Line]:
+        """The iterations of one EM run, in order; each knows its warm start and what came before."""
+        rows = [r for r in self.rows if r.get("method") == method and _samples(r) == samples]
+        warm_start = self.single("warm_start")
+        history = (warm_start,) if warm_start else ()
+        lines: list[Line] = []
+        for number in sorted({_iteration(r) for r in rows}):
+            seeds = {r.get("seed"): r for r in rows if _iteration(r) == number}
+            lines.append(Line(method, number, samples, seeds, (*history, *lines)))
+        return lines
+
+    def single(self, method: str) -> Line | None:
+        """The line of a method without iterations."""
+        rows = {r.get("seed"): r for r in self.rows if r.get("method") == method}
+        return Line(method, 0, 0, rows) if rows else None
+
+    def samples(self, method: str) -> list[int]:
+        """Every K that an EM method was run with."""
+        return sorted({_samples(r) for r in self.rows if r.get("method") == method})
+
+    def main_samples(self, method: str) -> int | None:
+        """The K of the run itself, not of its comparison of several K; None where there is no such run."""
+        there = self.samples(method)
+        preset = PRESETS["paper"] if method == "em_paper" else self.recipe.get("sample") or {}
+        return preset["k"] if preset.get("k") in there else max(there, default=None)
+
+    def main(self, method: str) -> list[Line]:
+        samples = self.main_samples(method)
+        return [] if samples is None else self.loop(method, samples)
+
+    def final(self, method: str) -> Line | None:
+        """A method's last model."""
+        if method not in LOOPS:
+            return self.single(method)
+        return next(reversed(self.main(method)), None)
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order of NAMES; methods that this page does not know come last."""
+        there = dict.fromkeys(str(r.get("method")) for r in self.rows)
+        return [m for m in NAMES if m in there] + [m for m in there if m not in NAMES]
+
+    @property
+    def has_sample_comparison(self) -> bool:
+        return any(len(self.samples(method)) > 1 for method in LOOPS)
+
+
+def _samples(row: Row) -> int:
+    return int(row.get("samples") or 0)
+
+
+def _iteration(row: Row) -> int:
+    return int(row.get("iteration") or 0)
+
+
+def load(folder: Path) -> Results:
+    """Raises UserError where there is no results.json, or it is not one of ours."""
+    import yaml
+
+    path = folder / "results.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no results.json: run latent-thoughts em or demo first")
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise UserError(f"{path} holds no rows: it was not written by latent-thoughts")
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else ""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None  # the page shows the text as it is; only the run's own K is read from it
+    return Results(found.get("run") or {}, found["rows"], values if isinstance(values, dict) else {}, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of two lines, paired by seed. `margin` is half a 95 % interval, None where none is known."""
+
+    value: float
+    margin: float | None
+    higher: int  # seeds in which the first is above
+    seeds: int
+
+    @property
+    def settled(self) -> bool:
+        return self.margin is not None and abs(self.value) > self.margin
+
+
+def difference(first: Line, second: Line, name: str) -> Difference | None:
+    """None where no seed has both. A single seed's interval is that of its answers (binomial)."""
+    pairs = [(figure(row, name), figure(second.rows.get(seed, {}), name)) for seed, row in first.rows.items()]
+    gaps = [a - b for a, b in pairs if a is not None and b is not None]
+    found = mean(gaps)
+    if found is None:
+        return None
+    margin = None
+    if found.error is not None:
+        quantile = STUDENT[found.n - 2] if found.n - 2 < len(STUDENT) else 1.96
+        margin = quantile * found.error
+    elif (a := first.mean(name)) and (b := second.mean(name)) and a.error is not None and b.error is not None:
+        margin = 1.96 * math.hypot(a.error, b.error)
+    return Difference(found.value, margin, sum(g > 0 for g in gaps), len(gaps))

@@ -1,0 +1,172 @@
+"""The tables: one line a model, and one a K. Plain cells, for the terminal and for the page alike."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from latent_thoughts.stages.report.summary import LOOPS, MEANINGS, NAMES, Line, Mean, Results, bound_name
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`heads` are (title, explanation); `lines` are (method, dim, cells)."""
+
+    heads: list[tuple[str, str]]
+    lines: list[tuple[str, bool, list[str]]]
+    notes: list[str]
+
+
+def percent(found: Mean | None, error: bool = True) -> str:
+    if found is None:
+        return "–"
+    shown = f" ± {100 * found.error:.1f}" if error and found.error is not None else ""
+    return f"{100 * found.value:.1f}{shown} %"
+
+
+def nats(found: Mean | None) -> str:
+    return "–" if found is None else f"{found.value:.3f}".replace("-", "−")
+
+
+def count(found: Mean | None) -> str:
+    """A count in few characters: 950, 12.3 k, 3.0 M."""
+    if found is None:
+        return "–"
+    for start, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if found.value >= start:
+            return f"{found.value / size:.3g} {unit}"
+    return f"{found.value:.0f}"
+
+
+def lines(results: Results) -> list[tuple[Line, bool]]:
+    """The table's lines, and whether each is dim: all of EM's iterations, but the last ones stand out."""
+    found: list[tuple[Line, bool]] = []
+    for method in results.methods:
+        if method not in LOOPS:
+            line = results.single(method)
+            found += [(line, False)] if line else []
+            continue
+        for samples in results.samples(method):
+            loop = results.loop(method, samples)
+            if method == "em" and samples == results.main_samples(method):
+                found += [(line, True) for line in loop[:-1]]
+            found.append((loop[-1], False))
+    return found
+
+
+def main_table(results: Results) -> Table:
+    """Every model: its accuracy, and always beside it the bound, and what it cost."""
+    rows = lines(results)
+    apart = [n for n in ("known", "unknown") if any(line.mean(f"accuracy_{n}") for line, _ in rows)]
+    heads = [
+        ("Method", "How the model was trained"),
+        ("Iter.", "EM iteration"),
+        ("K", "Thoughts sampled for each text in the E-step"),
+        ("Accuracy", "Share of right answers on held-out questions"),
+        *[(n.capitalize(), f"Accuracy where the facts are {n} to the warm start") for n in apart],
+        *[(bound_name(k), f"Bound on held-out text with {k} thoughts, nats per token") for k in results.bounds],
+        ("NLL", "Negative log-likelihood of held-out text without a thought, nats per token"),
+        ("Tokens", "Tokens trained on, for EM from the warm start on"),
+        ("Steps", "Optimizer steps, for EM from the warm start on"),
+        ("Seconds", "Sampling and training, for EM from the warm start on"),
+    ]
+    cells = []
+    for line, dim in rows:
+        row = [
+            line.name,
+            str(line.iteration) if line.method in LOOPS else "",
+            str(line.samples) if line.samples else "",
+            percent(line.mean("accuracy")),
+            *[percent(line.mean(f"accuracy_{n}"), error=False) for n in apart],
+            *[nats(line.mean(f"bound_per_token.{k}")) for k in results.bounds],
+            nats(line.mean("nll_per_token")),
+            count(line.spent("train_tokens")),
+            count(line.spent("train_steps")),
+            count(line.spent("seconds.sample", "seconds.train")),
+        ]
+        cells.append((line.method, dim, row))
+    return Table(heads, cells, main_notes(results, [line for line, _ in rows], bool(apart)))
+
+
+def main_notes(results: Results, rows: list[Line], apart: bool) -> list[str]:
+    """What stands behind the ± and the columns."""
+    notes = []
+    found = [m for line in rows if (m := line.mean("accuracy")) and m.error is not None]
+    seeds = sorted({m.n for m in found if m.over == "seeds"})
+    answers = sorted({m.n for m in found if m.over == "answers"})
+    if seeds:
+        notes.append(f"± is the standard error over seeds (n = {' or '.join(map(str, seeds))}).")
+    if answers:
+        which = "where there is one seed only, ±" if seeds else "One seed: ±"
+        notes.append(f"{which} is the binomial standard error over {' or '.join(map(str, answers))} answers.")
+    if apart:
+        notes.append("Known: every fact a question needs occurs in the warm start’s thoughts. Unknown: one does not.")
+    if results.bounds:
+        names = f"{bound_name(results.bounds[-1])}: lower bound on log p(text) with {results.bounds[-1]} thoughts"
+        notes.append(f"{names}, higher is better; NLL: without a thought, lower is better. Nats per token.")
+    if any(line.method in LOOPS for line in rows):
+        notes.append("Tokens, steps and seconds of EM count from the warm start on.")
+    return notes
+
+
+def samples_table(results: Results) -> Table | None:
+    """Final accuracy and E-step cost by K; None where only one K was run."""
+    if not results.has_sample_comparison:
+        return None
+    heads = [
+        ("E-step", "How thoughts are sampled and accepted"),
+        ("K", "Thoughts sampled for each text"),
+        ("Final accuracy", "Share of right answers on held-out questions, last iteration"),
+        ("Tokens sampled", "In all E-steps"),
+        ("E-step seconds", "In all E-steps"),
+    ]
+    cells = []
+    for method in LOOPS:
+        for samples in results.samples(method):
+            loop = results.loop(method, samples)
+            alone = Line(method, loop[-1].iteration, samples, loop[-1].rows, tuple(loop[:-1]))
+            row = [
+                {"em": "default", "em_paper": "paper"}[method],
+                str(samples),
+                percent(loop[-1].mean("accuracy")),
+                count(alone.spent("sample_tokens")),
+                count(alone.spent("seconds.sample")),
+            ]
+            cells.append((method, False, row))
+    return Table(heads, cells, [])
+
+
+def meanings(results: Results) -> list[tuple[str, str, str]]:
+    """(method, name, what it is) of the methods that were run."""
+    return [(m, NAMES[m], MEANINGS[m]) for m in results.methods if m in NAMES]
+
+
+def show(results: Results) -> None:
+    """Prints the tables. Without a terminal they get the width they need."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    _print(console, main_table(results))
+    for _, name, meaning in meanings(results):
+        console.print(f"[bold]{escape(name)}[/]: {escape(meaning)}.")
+    if further := samples_table(results):
+        console.print()
+        _print(console, further)
+
+
+def _print(console: Any, table: Table) -> None:
+    from rich import box
+    from rich import table as rich
+    from rich.text import Text
+
+    shown = rich.Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for number, (head, _) in enumerate(table.heads):
+        shown.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0)
+    for method, dim, cells in table.lines:
+        style = "dim" if dim else "bold" if method == "em" else ""
+        shown.add_row(*[Text(cell, style=style) for cell in cells])
+    console.print(shown)
+    for note in table.notes:
+        console.print(Text(note, style="dim"))

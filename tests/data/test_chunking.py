@@ -1,0 +1,125 @@
+"""Cutting is lossless, and depends on content and seed alone."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_thoughts.config import Chunking
+from latent_thoughts.data.chunking import content_seed, cut, fit, sentences
+from latent_thoughts.types import Document, UserError
+
+# Sentence marks, quotes, white space and newlines more often than chance would bring them.
+TEXT = st.text(st.one_of(st.sampled_from(list(".!?…。！？\"'”’)] \n\r\t\u2028aB1")), st.characters()), max_size=120)
+CONFIGS = st.builds(
+    Chunking,
+    mode=st.sampled_from(["poisson", "fixed", "document"]),
+    mean=st.floats(1, 12),
+    max=st.integers(1, 20),
+    seed=st.integers(0, 9),
+)
+
+
+def numbered(count: int) -> str:
+    return "".join(f"Sentence {n} is here. " for n in range(count))
+
+
+def lengths(text: str, config: Chunking) -> list[int]:
+    return [len(sentences(chunk)) for chunk in cut(Document("d", text), config)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXT, CONFIGS)
+def test_chunks_join_to_the_text_and_none_is_empty(text: str, config: Chunking) -> None:
+    chunks = cut(Document("d", text), config)
+    assert "".join(chunks) == text
+    assert all(chunks)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXT)
+def test_sentences_join_to_the_text(text: str) -> None:
+    assert "".join(sentences(text)) == text
+
+
+def test_sentences_end_after_marks_quotes_and_lines() -> None:
+    text = 'He said: "Go!" Then 3.14 came... Why?\n\nHeading\nEnd'
+    assert sentences(text) == ['He said: "Go!" ', "Then 3.14 came... ", "Why?\n\n", "Heading\n", "End"]
+    assert sentences("你好。再见！好") == ["你好。", "再见！", "好"]
+
+
+def test_long_rows_of_marks_are_cut_in_linear_time() -> None:
+    start = time.perf_counter()
+    for text in ("." * 200_000, "?!" * 100_000 + "a", ".)" * 100_000, "\n" * 200_000, "a" * 200_000):
+        assert "".join(sentences(text)) == text
+    assert time.perf_counter() - start < 5
+
+
+def test_poisson_lengths_have_the_mean_and_the_limits() -> None:
+    found = lengths(numbered(20_000), Chunking(mean=8, max=20))[:-1]
+    assert min(found) >= 1 and max(found) <= 20
+    assert np.mean(found) == pytest.approx(8, abs=0.25)
+    assert np.var(found) == pytest.approx(7, abs=1.2)  # of 1 + Poisson(7), which the limit hardly touches
+
+
+def test_the_limit_holds_where_it_bites_and_mean_one_is_one() -> None:
+    assert set(lengths(numbered(500), Chunking(mean=12, max=4))) <= {1, 2, 3, 4}
+    assert set(lengths(numbered(50), Chunking(mean=1))) == {1}
+
+
+def test_fixed_chunks_have_the_mean_as_length() -> None:
+    assert lengths(numbered(20), Chunking(mode="fixed", mean=8)) == [8, 8, 4]
+    assert lengths(numbered(20), Chunking(mode="fixed", mean=8, max=5)) == [5, 5, 5, 5]
+
+
+def test_chunks_depend_on_content_and_seed_alone() -> None:
+    text = numbered(300)
+    one = cut(Document("a", text, {"row": 1}), Chunking(seed=1))
+    cut(Document("between", numbered(77)), Chunking(seed=1))
+    assert cut(Document("b", text), Chunking(seed=1)) == one
+    assert cut(Document("a", text), Chunking(seed=2)) != one
+    assert lengths(text + "More. ", Chunking(seed=1))[:5] != lengths(text, Chunking(seed=1))[:5]
+    # Stored chunks rest on this value: another one needs another store.FORMAT_VERSION.
+    assert content_seed("a", 0) == 9398663524571839764
+
+
+def test_a_document_without_sentence_ends_is_one_chunk_and_an_empty_one_none() -> None:
+    for mode in ("poisson", "fixed", "document"):
+        assert cut(Document("d", "no end here"), Chunking(mode=mode)) == ["no end here"]
+        assert cut(Document("d", ""), Chunking(mode=mode)) == []
+
+
+def test_a_documents_own_pieces_are_kept() -> None:
+    document = Document("d", "One. Two. Three.", pieces=("One. Two. ", "Three."))
+    assert cut(document, Chunking(mode="pieces")) == ["One. Two. ", "Three."]
+    with pytest.raises(UserError, match=r"document d has none: set data\.pieces"):
+        cut(Document("d", "One."), Chunking(mode="pieces"))
+
+
+def utf8(text: str) -> list[int]:
+    return list(text.encode("utf-8"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200), st.integers(4, 40))
+def test_fitting_is_lossless_and_keeps_the_limit(text: str, limit: int) -> None:
+    parts = fit(text, utf8, limit)
+    assert "".join(part for part, _ in parts) == text
+    for part, ids in parts:
+        assert part and ids == utf8(part)
+        assert len(ids) <= limit
+
+
+def test_fitting_splits_at_white_space_where_there_is_any() -> None:
+    parts = [part for part, _ in fit("one two three four five six", utf8, 10)]
+    assert all(part.endswith(" ") for part in parts[:-1])
+    assert [part for part, _ in fit("fits", utf8, 4)] == ["fits"]
+
+
+def test_a_character_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"max_tokens=3"):
+        fit("a𝄞b", utf8, 3)

@@ -1,0 +1,219 @@
+"""Every kind of source, and every way a row can be bad."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_thoughts.config import Data, World
+from latent_thoughts.data import readers
+from latent_thoughts.types import Document, UserError
+
+ROWS = [{"text": "One.\nTwo."}, {"text": "ä 𝄞\t\r\nend"}, {"text": "last"}]
+TEXTS = [row["text"] for row in ROWS]
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(source: Path | str, skipped: list[str] | None = None, **settings: Any) -> list[Document]:
+    note = skipped.append if skipped is not None else (lambda _: None)
+    return list(readers.read(Data(source=str(source), **settings), 0, note))
+
+
+def texts(source: Path | str, **settings: Any) -> list[str]:
+    return [document.text for document in read(source, **settings)]
+
+
+# --- kinds of source
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    assert texts(jsonl(tmp_path / "a.jsonl", ROWS)) == TEXTS
+    assert texts(jsonl(tmp_path / "a.data", ROWS), format="jsonl") == TEXTS
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{**row, "n": 1} for row in ROWS]), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == TEXTS
+
+
+def test_a_text_file_is_one_document_to_the_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("one\r\ntwo\rthree\n".encode())
+    assert texts(tmp_path / "a.txt") == ["one\r\ntwo\rthree\n"]
+
+
+def test_a_folder_is_read_in_order_of_names_whatever_its_files_are(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    jsonl(tmp_path / "sub" / "b.jsonl", ROWS[:2])
+    (tmp_path / "c.txt").write_text("text")
+    pq.write_table(pa.Table.from_pylist(ROWS[2:]), tmp_path / "a.parquet")
+    (tmp_path / ".hidden").write_text("no")
+    assert texts(tmp_path) == ["last", "text", *TEXTS[:2]]
+
+
+def test_a_glob_takes_files_alone(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        jsonl(tmp_path / f"{name}.jsonl", [{"text": name}])
+    (tmp_path / "c.jsonl").mkdir()
+    jsonl(tmp_path / "c.jsonl" / "d.jsonl", [{"text": "deep"}])
+    assert texts(tmp_path / "*.jsonl") == ["a", "b"]
+    assert texts(tmp_path / "**" / "*.jsonl") == ["a", "b", "deep"]
+
+
+def test_a_dataset_on_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "test": rows.select([2])}).save_to_disk(tmp_path / "two")
+    assert texts(f"disk:{tmp_path}/one") == TEXTS
+    assert texts(f"disk:{tmp_path}/two", split="test") == ["last"]
+    with pytest.raises(UserError, match="split nope"):
+        texts(f"disk:{tmp_path}/two", split="nope")
+    with pytest.raises(UserError, match="cannot load dataset"):
+        texts(f"disk:{tmp_path}/three")
+
+
+def test_a_world() -> None:
+    config = {"world": World(documents=3, teacher_documents=2, seed=1)}
+    assert len(texts("world:castle", **config)) > 5
+    assert len(texts("world:castle", limit=4, **config)) == 4
+    with pytest.raises(UserError, match=r"no built-in world 'moat' \(known: castle, stories\)"):
+        texts("world:moat")
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    for name in ("none.jsonl", "*.none", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=r"does not exist"):
+            read(tmp_path / name)
+
+
+# --- rows into documents
+
+
+def test_ids_are_the_texts_hash_or_a_column(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "one", "my id": 7}, {"text": "two", "my id": 8}])
+    assert [d.id for d in read(path)] == [hashlib.sha256(t.encode()).hexdigest()[:16] for t in ("one", "two")]
+    assert [d.id for d in read(path, id="my id")] == ["7", "8"]
+
+
+WORD_PROBLEM = {"question": "2 and 3?", "answer": "Add {them}: 2+3=5\n#### 5", "n": 3}
+
+
+def test_templates_extraction_pieces_and_thought(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [WORD_PROBLEM])
+    [document] = read(
+        path,
+        extract={"answer": r"(?s)^(?P<solution>.*)\n#### (?P<final>.*)$"},
+        pieces=["{question} ({n})\n", "The answer is {final}."],
+        thought="{solution}",
+    )
+    assert document.pieces == ("2 and 3? (3)\n", "The answer is 5.")
+    assert document.text == "2 and 3? (3)\nThe answer is 5."
+    assert document.thoughts == {1: "Add {them}: 2+3=5"}
+
+
+def test_a_template_is_filled_once() -> None:
+    """Braces in the data are data."""
+    row = {"a": "{b}", "b": "no"}
+    assert readers._fill("{a}!", row, "here") == "{b}!"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=5))
+def test_any_text_comes_through_jsonl(tmp_path_factory: pytest.TempPathFactory, values: list[str]) -> None:
+    path = jsonl(tmp_path_factory.mktemp("r") / "a.jsonl", [{"text": value} for value in values])
+    assert texts(path) == values
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n{"text": "\\ufefftwo"}\n')
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    assert texts(tmp_path / "a.jsonl") == ["one", "\ufefftwo"]
+    assert texts(tmp_path / "a.txt") == ["one"]
+
+
+def test_limit(tmp_path: Path) -> None:
+    assert texts(jsonl(tmp_path / "a.jsonl", ROWS), limit=2) == TEXTS[:2]
+
+
+# --- bad rows
+
+BAD_LINES = {
+    "not JSON": (b"{", "not valid JSON"),
+    "not UTF-8": (b'{"text": "\xff"}', "not valid JSON"),
+    "not an object": (b"[1, 2]", "not a JSON object"),
+    "no such column": (b'{"body": "x", "title": "y"}', r"no column text \(there are: body, title\)"),
+    "no columns": (b"{}", r"there are: none"),
+    "not text": (b'{"text": ["x"]}', "column text is list, not text"),
+    "null": (b'{"text": null}', "column text is NoneType, not text"),
+    "a lone surrogate": (b'{"text": "a\\ud800b"}', "lone surrogate"),
+    "a number too long": (b'{"text": ' + b"1" * 5000 + b"}", "not valid JSON"),
+    "nested too deep": (b"[" * 100_000, "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_malformed_line_is_named_or_skipped(tmp_path: Path, name: str) -> None:
+    line, reason = BAD_LINES[name]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n\n' + line + b'\n{"text": "two"}\n')
+    with pytest.raises(UserError, match=rf"a\.jsonl:3: .*{reason}"):
+        read(path)
+    skipped: list[str] = []
+    assert [d.text for d in read(path, skipped, malformed="skip")] == ["one", "two"]
+    assert len(skipped) == 1 and "a.jsonl:3" in skipped[0]
+
+
+def test_limit_counts_good_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n{\n{"text": "two"}\n{\n')
+    skipped: list[str] = []
+    assert [d.text for d in read(path, skipped, malformed="skip", limit=2)] == ["one", "two"]
+    assert len(skipped) == 1
+
+
+def test_a_surrogate_in_an_id_or_a_thought_is_found_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "x", "bad": "\\udc00"}\n')
+    for settings_ in ({"id": "bad"}, {"pieces": ["{text}"], "thought": "{bad}"}):
+        with pytest.raises(UserError, match=r"a\.jsonl:1: .*surrogate"):
+            read(path, **settings_)
+
+
+def test_a_column_that_does_not_match_is_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "x", "answer": "no mark"}])
+    with pytest.raises(UserError, match=r"a\.jsonl:1: column answer does not match data\.extract\.answer"):
+        read(path, extract={"answer": "#### (?P<final>.*)"})
+
+
+def test_a_missing_id_column_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no column key \(there are: text\)"):
+        read(jsonl(tmp_path / "a.jsonl", ROWS), id="key")
+
+
+def test_files_that_are_not_what_they_are_called_are_named_or_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 is how it starts")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xff")
+    pq.write_table(pa.Table.from_pylist([{"text": "x" * 1000 + str(n)} for n in range(2000)]), tmp_path / "c.parquet")
+    torn = bytearray((tmp_path / "c.parquet").read_bytes())
+    torn[100:400] = bytes(300)
+    (tmp_path / "c.parquet").write_bytes(torn)
+    (tmp_path / "d.txt").write_text("good")
+    for name, reason in (("a.parquet", "not a readable Parquet"), ("b.txt", "not UTF-8"), ("c.parquet", "not a readable")):
+        with pytest.raises(UserError, match=rf"{name}: {reason}"):
+            read(tmp_path / name)
+    skipped: list[str] = []
+    assert [d.text for d in read(tmp_path, skipped, malformed="skip")][-1] == "good"
+    assert len(skipped) == 3

@@ -1,0 +1,170 @@
+"""The built-in worlds, recomputed from their own thoughts."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import numpy as np
+import pytest
+
+from latent_thoughts.config import World
+from latent_thoughts.data import worlds
+from latent_thoughts.data.tokenizer import Codec, add_control_tokens, word_tokenizer
+from latent_thoughts.types import Document, UserError
+
+SMALL = World(documents=400, teacher_documents=60)
+NAMES = ["castle", "stories"]
+
+
+@functools.cache
+def documents(name: str, seed: int = 0) -> list[Document]:
+    return list(worlds.documents(name, SMALL, seed))
+
+
+def split(name: str, which: str, seed: int = 0) -> list[Document]:
+    return [d for d in documents(name, seed) if d.meta["split"] == which]
+
+
+def problem(document: Document) -> str:
+    """A document's question without its person."""
+    assert document.pieces is not None
+    person = document.pieces[0].split()[0]
+    return re.sub(rf"\b{person}\b", "{}", document.pieces[0])
+
+
+def transitions(document: Document) -> list[tuple[str, str, str]]:
+    """(room, move, next room) of a castle walk, by its question and thought alone."""
+    assert document.pieces is not None
+    room = document.pieces[0].split()[3]
+    words = document.thoughts[1].split()
+    found = []
+    for move, after in zip(words[::2], words[1::2], strict=True):
+        found.append((room, move, after))
+        room = after
+    return found
+
+
+def test_castle_walks_follow_one_map_and_end_where_they_say() -> None:
+    table: dict[tuple[str, str], str] = {}
+    for document in documents("castle"):
+        question, answer = document.pieces or ("", "")
+        person, route = question.split()[0], question.split()[5:-1]
+        steps = transitions(document)
+        assert route == [word for n, (_, move, _) in enumerate(steps, 1) for word in (str(n), move)]
+        assert answer == f"so {person} ends in {steps[-1][2]} ."
+        for room, move, after in steps:
+            assert table.setdefault((room, move), after) == after
+    assert len(table) == 32
+    for move in worlds.Castle.MOVES:
+        assert {table[room, move] for room in worlds.Castle.ROOMS} == set(worlds.Castle.ROOMS)
+
+
+def test_the_thought_is_not_in_the_castles_text() -> None:
+    """Of the rooms on the way, only the first and the last are written."""
+    for document in documents("castle"):
+        written = {word for word in document.text.split() if word in worlds.Castle.ROOMS}
+        steps = transitions(document)
+        assert written == {steps[0][0], steps[-1][2]}
+
+
+AMOUNTS = {"two": 2, "three": 3, "four": 4, "five": 5, "one": 1}
+SIGNS = {"finds": 1, "wins": 1, "loses": -1, "gives": -1}
+
+
+def test_stories_add_up() -> None:
+    for document in documents("stories"):
+        question, answer = document.pieces or ("", "")
+        person, _, count, thing, _, _, *events = question.split(" . How many")[0].split()
+        total, thought = int(count), ""
+        for event in " ".join(events).split(" then "):
+            verb, amount, *_ = event.split()
+            change = SIGNS[verb] * AMOUNTS[amount]
+            thought += f"{total} {'+' if change > 0 else '-'} {abs(change)} = {(total + change) % 20} . "
+            total = (total + change) % 20
+        assert document.thoughts == {1: thought}
+        assert answer == f"Now {person} has {total} ."
+        assert question.endswith(f"How many {thing} now ? ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_are_question_and_answer(name: str) -> None:
+    for document in documents(name):
+        assert document.pieces is not None and len(document.pieces) == 2
+        assert "".join(document.pieces) == document.text
+        assert "{}" not in document.text
+    assert len({d.id for d in documents(name)}) == len(documents(name))
+    assert len(split(name, "warm_start")) == 60 and len(split(name, "corpus")) == 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_held_out_problems_occur_nowhere_in_training(name: str, seed: int) -> None:
+    held_out = [problem(d) for d in split(name, "held_out", seed)]
+    training = {problem(d) for d in documents(name, seed) if d.meta["split"] != "held_out"}
+    assert len(set(held_out)) == len(held_out) > 0
+    assert training.isdisjoint(held_out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_held_out_share_is_of_all_problems(name: str) -> None:
+    total = sum(len(group) for group in worlds.make(name, 0).problems())
+    assert len(split(name, "held_out")) / total == pytest.approx(0.2, abs=0.04)
+    none = World(documents=1, teacher_documents=0, held_out_share=0)
+    assert all(d.meta["split"] != "held_out" for d in worlds.documents(name, none, 0))
+
+
+def test_the_teacher_knows_the_share_of_facts_it_should_and_uses_no_other() -> None:
+    config = World(documents=1, teacher_documents=1000)
+    made = list(worlds.documents("castle", config, 0))
+    taught = {step[:2] for d in made if d.meta["split"] == "warm_start" for step in transitions(d)}
+    assert all(d.meta["known"] for d in made if d.meta["split"] == "warm_start")
+    assert 20 < len(taught) <= round(0.8 * 32)
+    for document in made:
+        if document.meta["split"] == "held_out" and document.meta["known"]:
+            assert {step[:2] for step in transitions(document)} <= taught
+
+
+def test_teacher_documents_are_known_in_every_world() -> None:
+    for name in NAMES:
+        assert all(d.meta["known"] for d in split(name, "warm_start"))
+        assert not all(d.meta["known"] for d in split(name, "corpus"))
+
+
+def test_most_of_the_castles_held_out_walks_need_a_fact_nobody_taught() -> None:
+    """Else a model that learned nothing new could look good."""
+    config = World(documents=1, teacher_documents=0)
+    shares = []
+    for seed in range(10):
+        known = [d.meta["known"] for d in worlds.documents("castle", config, seed) if d.meta["split"] == "held_out"]
+        shares.append(np.mean(known))
+    assert 0.3 < np.mean(shares) < 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_texts_and_thoughts_are_words_of_the_world(name: str) -> None:
+    tokenizer = word_tokenizer(worlds.make(name, 0).words())
+    add_control_tokens(tokenizer)
+    codec = Codec(tokenizer)
+    assert len(tokenizer) == len(set(worlds.make(name, 0).words())) + 3 + 4  # no word twice
+    for document in documents(name):
+        pieces = [*(document.pieces or ()), *document.thoughts.values()]
+        encoded = [codec.encode(piece) for piece in pieces]
+        assert codec.decode([i for ids in encoded for i in ids]) == "".join(pieces)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_everything(name: str) -> None:
+    assert list(worlds.documents(name, SMALL, 3)) == list(worlds.documents(name, SMALL, 3))
+    assert [d.text for d in documents(name, 0)] != [d.text for d in documents(name, 1)]
+
+
+def test_castles_of_other_seeds_have_other_maps() -> None:
+    assert (worlds.Castle(0).table != worlds.Castle(1).table).any()
+
+
+def test_a_world_that_leaves_nothing_to_teach_or_to_train_on_is_refused() -> None:
+    with pytest.raises(UserError, match="known_share"):
+        list(worlds.documents("castle", World(documents=1, teacher_documents=1, known_share=0), 0))
+    with pytest.raises(UserError, match="held_out_share"):
+        list(worlds.documents("castle", World(documents=1, teacher_documents=0, held_out_share=1), 0))

@@ -1,0 +1,248 @@
+"""From a source to tokenised shards: splits, counts, refusals, and doing nothing twice."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from latent_thoughts.config import Recipe, resolve
+from latent_thoughts.data import records
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.model import load_tokenizer
+from latent_thoughts.stages.prepare import SPLITS, initialise, prepare, split_of
+from latent_thoughts.types import Document, Manifest, UserError
+
+TINY = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
+TEXTS = [f"Document {n} begins. It goes on!\nIt has {n} parts, and ends" for n in range(120)]
+
+
+def byte_tokenizer(folder: Path, lower: bool = False) -> Path:
+    """One token a byte; with `lower` it loses capitals, as normalising tokenizers do."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(["<eos>", *alphabet])}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    if lower:
+        core.normalizer = normalizers.Lowercase()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "data": {
+            "source": str(jsonl(tmp_path / "a.jsonl", TEXTS)),
+            "held_out": 0.2,
+            "warm_start": 0.5,
+            "shard_documents": 25,
+        },
+        "chunking": {"mean": 2, "max_tokens": 64},
+        "model": {"base": TINY, "tokenizer": str(byte_tokenizer(tmp_path / "tokenizer"))},
+    }
+
+
+def run(recipe: Recipe, folder: Path) -> Manifest:
+    return prepare(recipe, folder / "base", initialise(recipe, folder / "base"), folder / "prepare")
+
+
+def prepared(recipe: Recipe, folder: Path) -> dict[str, list[Any]]:
+    run(recipe, folder)
+    return {split: [d for _, part in records.shards(folder / "prepare", split) for d in part] for split in SPLITS}
+
+
+def texts_of(documents: dict[str, list[Any]]) -> dict[str, set[str]]:
+    return {split: {"".join(c.text for c in d.chunks) for d in found} for split, found in documents.items()}
+
+
+def test_chunks_give_text_and_ids_of_every_document(values: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(values)
+    documents = prepared(recipe, tmp_path / "run")
+    codec = Codec(load_tokenizer(tmp_path / "run" / "base" / "model")[0])
+    seen = []
+    for document in (d for found in documents.values() for d in found):
+        text = "".join(chunk.text for chunk in document.chunks)
+        assert codec.decode([i for chunk in document.chunks for i in chunk.ids]) == text
+        for n, chunk in enumerate(document.chunks):
+            assert (chunk.doc_id, chunk.index) == (document.id, n)
+            assert text[chunk.start : chunk.start + len(chunk.text)] == chunk.text
+            assert list(chunk.ids) == codec.encode(chunk.text)
+            assert len(chunk.ids) <= 64
+        assert document.thoughts == (None,) * len(document.chunks)
+        assert document.target == (True,) * len(document.chunks)
+        seen.append(text)
+    assert sorted(seen) == sorted(TEXTS)
+
+
+def test_splits_have_their_shares_and_do_not_depend_on_order(values: dict[str, Any], tmp_path: Path) -> None:
+    found = texts_of(prepared(resolve(values), tmp_path / "run"))
+    assert 10 < len(found["held_out"]) < 40
+    assert abs(len(found["warm_start"]) - len(found["corpus"])) < 35
+    shuffled = [*TEXTS, "One more."]
+    random.Random(0).shuffle(shuffled)
+    jsonl(tmp_path / "a.jsonl", shuffled)
+    again = texts_of(prepared(resolve(values, ["seed=5", "data.shard_documents=7"]), tmp_path / "other"))
+    assert all(found[split] == again[split] - {"One more."} for split in SPLITS)
+
+
+def test_a_larger_held_out_share_keeps_what_was_held_out() -> None:
+    few, many = (resolve({"data": {"held_out": share, "warm_start": 0.5}}) for share in (0.1, 0.3))
+    documents = [Document(str(n), text) for n, text in enumerate(TEXTS)]
+    splits = [(split_of(d, few), split_of(d, many)) for d in documents]
+    assert all(b == "held_out" for a, b in splits if a == "held_out")
+    assert all(a == b for a, b in splits if b != "held_out")
+
+
+def test_a_worlds_own_split_is_kept() -> None:
+    assert split_of(Document("d", "x", {"split": "held_out"}), resolve({"data": {"held_out": 0}})) == "held_out"
+
+
+def test_counts_add_up(values: dict[str, Any], tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", [*TEXTS, "", TEXTS[3], TEXTS[4]])
+    manifest = run(resolve(values), tmp_path / "run")
+    counts, found = manifest.counts, prepared(resolve(values), tmp_path / "run")
+    assert (counts["duplicates"], counts["empty"]) == (2, 1)
+    for split, documents in found.items():
+        chunks = [chunk for d in documents for chunk in d.chunks]
+        assert counts[f"{split}_documents"] == len(documents) > 0
+        assert counts[f"{split}_chunks"] == len(chunks)
+        assert counts[f"{split}_tokens"] == sum(len(chunk.ids) for chunk in chunks)
+        rows = [shard["rows"] for name, shard in manifest.shards.items() if name.startswith(f"{split}-")]
+        assert sum(rows) == len(documents) and all(n == 25 for n in rows[:-1])
+
+
+def test_malformed_rows_are_counted_and_the_first_of_them_named(values: dict[str, Any], tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("{\n" * 50)
+    with pytest.raises(UserError, match=r"a\.jsonl:121"):
+        run(resolve(values), tmp_path / "run")
+    counts = run(resolve(values, ["data.malformed=skip"]), tmp_path / "run").counts
+    assert counts["malformed"] == 50
+    named = [name for name in counts if name.startswith("malformed: ")]
+    assert len(named) == 20 and "a.jsonl:121" in named[0]
+
+
+def test_a_chunk_that_is_too_long_is_split_or_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    values["chunking"] = {"mode": "document", "max_tokens": 20}
+    documents = prepared(resolve(values), tmp_path / "run")
+    assert {len(d.chunks) > 1 for found in documents.values() for d in found} == {True}
+    assert set.union(*texts_of(documents).values()) == set(TEXTS)
+    with pytest.raises(UserError, match=r"document \w+: a chunk of \d+ tokens is longer than chunking\.max_tokens=20"):
+        run(resolve(values, ["chunking.oversize=refuse"]), tmp_path / "other")
+
+
+def test_a_tokenizer_that_changes_the_text_is_refused_or_its_documents_skipped(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["model"]["tokenizer"] = str(byte_tokenizer(tmp_path / "lower", lower=True))
+    jsonl(tmp_path / "a.jsonl", ["small letters.", "Capitals."])
+    with pytest.raises(UserError, match=r"document \w+: the tokenizer does not give its text back"):
+        run(resolve(values), tmp_path / "run")
+    manifest = run(resolve(values, ["data.malformed=skip"]), tmp_path / "run")
+    assert manifest.counts["malformed"] == 1
+    assert sum(manifest.counts.get(f"{split}_documents", 0) for split in SPLITS) == 1
+
+
+def test_a_source_without_documents_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ["", ""])
+    with pytest.raises(UserError, match="holds no documents"):
+        run(resolve(values), tmp_path / "run")
+
+
+def test_oracle_thoughts_stand_aside_at_their_chunk(values: dict[str, Any], tmp_path: Path) -> None:
+    rows = [
+        {"title": "", "question": "What is it?\n", "answer": "It is a rather long answer. Yes.", "why": "because"},
+        {"title": "T. ", "question": "And this?\n", "answer": "Short.", "why": "so"},
+        {"title": "T. ", "question": "And nothing?\n", "answer": "", "why": "lost"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"] |= {"pieces": ["{title}", "{question}", "{answer}"], "thought": "{why}"}
+    values["chunking"] = {"mode": "pieces", "thoughts": "last", "max_tokens": 20}
+    found = {d.chunks[-1].text: d for found in prepared(resolve(values), tmp_path / "run").values() for d in found}
+    by_question = {"".join(c.text for c in d.chunks).split("?")[0]: d for d in found.values()}
+    first, second, third = by_question["What is it"], by_question["T. And this"], by_question["T. And nothing"]
+    assert all(chunk.text for d in found.values() for chunk in d.chunks)
+    assert len(first.chunks) == 3 and records.oracle(first) == {2: "because"}
+    assert first.target == (False, False, True)
+    assert len(second.chunks) == 3 and records.oracle(second) == {2: "so"}
+    assert records.oracle(third) == {}
+
+
+def test_a_second_call_does_nothing(values: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(values)
+    first = run(recipe, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert run(recipe, tmp_path / "run") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize("override", ["chunking.seed=3", "data.held_out=0.3", "model.dtype=bfloat16"])
+def test_another_setting_makes_a_new_stage(values: dict[str, Any], tmp_path: Path, override: str) -> None:
+    first = run(resolve(values), tmp_path / "run")
+    second = run(resolve(values, [override]), tmp_path / "run")
+    assert first.key != second.key
+    assert run(resolve(values), tmp_path / "run") == first
+
+
+def test_a_changed_source_file_makes_a_new_stage(values: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(values)
+    first = run(recipe, tmp_path / "run")
+    source = Path(values["data"]["source"])
+    content = source.read_text()
+    source.write_text(content.replace("Document 7 begins", "Document 7 starts"))
+    second = run(recipe, tmp_path / "run")
+    assert first.key != second.key
+    assert any("Document 7 starts" in text for found in texts_of(prepared(recipe, tmp_path / "run")).values() for text in found)
+    source.write_text(content)
+    assert run(recipe, tmp_path / "run") == first
+
+
+def test_a_changed_data_set_on_disk_makes_a_new_stage(values: dict[str, Any], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    values["data"]["source"] = f"disk:{tmp_path}/set"
+    keys = []
+    for texts in (TEXTS, TEXTS[:-1]):
+        datasets.Dataset.from_list([{"text": text} for text in texts]).save_to_disk(tmp_path / "set")
+        keys.append(run(resolve(values), tmp_path / "run").key)
+    assert keys[0] != keys[1]
+
+
+def test_a_changed_tokenizer_folder_makes_a_new_start(values: dict[str, Any], tmp_path: Path) -> None:
+    first = initialise(resolve(values), tmp_path / "base")
+    assert initialise(resolve(values), tmp_path / "base") == first
+    byte_tokenizer(tmp_path / "tokenizer", lower=True)
+    assert initialise(resolve(values), tmp_path / "base").key != first.key
+
+
+def test_an_interrupted_stage_is_finished_by_the_next_call(values: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(values)
+    whole = run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "run")
+    (tmp_path / "run" / "prepare" / "manifest.json").unlink()
+    (tmp_path / "run" / "prepare" / "corpus-00001.parquet").unlink()
+    assert run(recipe, tmp_path / "run") == whole
+
+
+def test_a_world_is_prepared_with_its_words(small: dict[str, Any], tmp_path: Path) -> None:
+    documents = prepared(resolve(small), tmp_path / "run")
+    assert len(documents["warm_start"]) == 20 and len(documents["corpus"]) == 40
+    for document in documents["corpus"]:
+        assert len(document.chunks) == 2 and document.target == (False, True)
+        assert set(records.oracle(document)) == {1}

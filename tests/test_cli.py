@@ -1,0 +1,130 @@
+"""The command line: every verb on a tiny run, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from latent_thoughts import cli
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Runs the command as `main` does; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["latent-thoughts", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, small: dict[str, Any]) -> Path:
+    small["train"]["steps"] = 8
+    small["em"] = {"iterations": 1, "baselines": []}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small))
+    return path
+
+
+VERBS = ["demo", "prepare", "synthesize", "sample", "train", "evaluate", "em", "report", "ask"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert call(monkeypatch, verb, "--help") == 0
+    assert f"latent-thoughts {verb}" in capsys.readouterr().out
+
+
+def test_stage_by_stage_equals_em(monkeypatch: pytest.MonkeyPatch, recipe: Path, tmp_path: Path) -> None:
+    one, whole, name = str(tmp_path / "one"), str(tmp_path / "whole"), str(recipe)
+    for command in (
+        ["prepare"], ["synthesize"], ["train"], ["evaluate"],
+        ["sample", "--iteration", "1"], ["train", "--iteration", "1"], ["evaluate", "--iteration", "1"],
+    ):  # fmt: skip
+        assert call(monkeypatch, command[0], name, "--out", one, *command[1:]) == 0
+    assert call(monkeypatch, "em", name, "--out", whole) == 0
+    for stage in ("iter_00/train", "iter_00/evaluate", "iter_01/sample", "iter_01/train", "iter_01/evaluate"):
+        a, b = (json.loads((Path(run) / stage / "manifest.json").read_text()) for run in (one, whole))
+        assert a["key"] == b["key"]
+        assert {**a["counts"], "seconds": 0} == {**b["counts"], "seconds": 0}
+    assert (tmp_path / "whole" / "report.html").exists()
+    assert call(monkeypatch, "report", whole) == 0
+
+
+def test_ask_shows_thought_and_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    for verb in ("prepare", "synthesize", "train"):
+        assert call(monkeypatch, verb, str(recipe), "--out", run) == 0
+    capsys.readouterr()
+    question = "dee starts in cellar . 1 east 2 west . "
+    limits = ["--max-thought-tokens", "6", "--max-answer-tokens", "6"]
+    assert call(monkeypatch, "ask", f"{run}/iter_00/train", question, *limits) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def mistakes(tmp_path: Path, small: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str], str]]:
+    """Name: (recipe, arguments, what the line says)."""
+    lines = tmp_path / "bad.jsonl"
+    lines.write_text('{"text": "Fine. So."}\n{"text": \n')
+    long = {**small, "sample": {**small["sample"], "max_tokens": 20}}
+    corpus = {**small, "chunking": {}}
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text('{"model_type": "llama"}')
+    return {
+        "unknown key": (small, ["train.stepz=3"], "unknown key train.stepz (did you mean train.steps?)"),
+        "bad value": (small, ["train.lr=fast"], "train.lr"),
+        "override without value": (small, ["train.lr"], "must look like section.key=value"),
+        "missing file": (corpus, ["data.source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        "malformed line": (corpus, [f"data.source={lines}"], f"{lines}:2: not valid JSON"),
+        "no tokenizer": (small, [f"model.base={bare}", "model.tokenizer=null"], "cannot load a tokenizer"),
+        "chunk too long": (long, [], "do not fit in 20"),
+        "unknown world": (small, ["data.source=world:forest"], "no built-in world 'forest'"),
+    }
+
+
+NAMES = ["unknown key", "bad value", "override without value", "missing file", "malformed line", "no tokenizer",
+         "chunk too long", "unknown world"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    small: dict[str, Any],
+    name: str,
+) -> None:
+    settings, overrides, expected = mistakes(tmp_path, small)[name]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**settings, "em": {"iterations": 1}, "train": {**small["train"], "steps": 1}}))
+    assert call(monkeypatch, "em", str(path), *overrides, "--out", str(tmp_path / "run")) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latent-thoughts:")]
+    assert len(said) == 1
+    assert expected in said[0]
+
+
+def test_other_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments, expected in (
+        (["em", str(tmp_path / "no.yaml"), "--out", str(tmp_path)], "no.yaml does not exist"),
+        (["demo", "--seeds", "0,x", "--out", str(tmp_path)], "--seeds must be whole numbers"),
+        (["ask", str(tmp_path), "why?"], "is not a model folder"),
+        (["report", str(tmp_path)], "results.json"),
+    ):
+        assert call(monkeypatch, *arguments) == 1
+        assert expected in capsys.readouterr().err
+
+
+def test_a_stage_without_its_input_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    assert call(monkeypatch, "sample", str(recipe), "--out", str(tmp_path / "run")) == 1
+    assert "run that stage first" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""The recipe: what is refused, what is filled in, and that it survives being saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_thoughts.config import PRESETS, Recipe, Sample, Train, load_recipe, resolve
+from latent_thoughts.types import UserError
+
+
+def refusal(values: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(values, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("values", "unknown", "nearest"),
+    [
+        ({"trian": {"lr": 1}}, "trian", "train"),
+        ({"train": {"lrr": 1}}, "train.lrr", "train.lr"),
+        ({"data": {"world": {"teacher_docs": 1}}}, "data.world.teacher_docs", "data.world.teacher_documents"),
+        ({"sample": {"max_though_tokens": 1}}, "sample.max_though_tokens", "sample.max_thought_tokens"),
+        ({"em": {"warm_start": {"lrr": 1}}}, "lrr", "lr"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(
+    values: dict[str, Any], unknown: str, nearest: str
+) -> None:
+    assert f"unknown key {unknown} (did you mean {nearest}?)" in refusal(values)
+
+
+def test_an_unknown_key_is_refused_even_when_empty() -> None:
+    assert "unknown key trian" in refusal({"trian": None})
+
+
+def test_an_unknown_override_is_refused_like_a_key() -> None:
+    assert "unknown key train.lrr (did you mean train.lr?)" in refusal({}, "train.lrr=1")
+
+
+def test_all_unknown_keys_are_named_at_once() -> None:
+    message = refusal({"train": {"lrr": 1}, "engine": {"tokns": 1}})
+    assert "train.lr?" in message and "engine.tokens?" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"train": {"lr": "fast"}}, "train.lr"),
+        ({"train": {"rows": 0}}, "train.rows"),
+        ({"seed": -1}, "seed"),
+        ({"data": {"held_out": 1.5}}, "data.held_out"),
+        ({"data": {"extract": {"answer": "("}}}, "data.extract.answer"),
+        ({"evaluate": {"answer": "(("}}, "evaluate.answer"),
+        ({"data": {"thought": "{solution}"}}, "data.pieces"),
+        ({"sample": 5}, "sample"),
+        ({"sample": {"preset": ["paper"]}}, "sample.preset"),
+        ({"sample": {"preset": "papers"}}, "sample.preset"),
+        ({"sample": {"temperature": [1.0, 0.0]}}, "sample.temperature"),
+        ({"em": {"baselines": ["rawtokens"]}}, "em.baselines"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(values: dict[str, Any], name: str) -> None:
+    assert name in refusal(values)
+
+
+def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("train: {lr: 1.0e-4, rows: 2}\n")
+    overrides = ["train.lr=3e-4", "data.world.documents=7", "em.baselines=[oracle]", "model.tokenizer=null"]
+    recipe = load_recipe(tmp_path / "r.yaml", overrides)
+    assert (recipe.train.lr, recipe.train.rows) == (3e-4, 2)
+    assert recipe.data.world.documents == 7
+    assert recipe.em.baselines == ["oracle"]
+    assert recipe.model.tokenizer is None
+
+
+@pytest.mark.parametrize("override", ["train.lr", "train.lr=[1,", "seed.x=1"])
+def test_a_malformed_override_is_named(override: str) -> None:
+    assert override.partition("=")[0].partition(".")[0] in refusal({"seed": 3}, override)
+
+
+def test_an_empty_section_is_one_that_is_not_set(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("train:\n#  lr: 1\nseed: 3\n")
+    assert load_recipe(tmp_path / "r.yaml") == Recipe(seed=3)
+    assert load_recipe(tmp_path / "r.yaml", ["train.rows=3"]).train.rows == 3
+
+
+def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("")
+    assert load_recipe(tmp_path / "r.yaml") == Recipe()
+
+
+@pytest.mark.parametrize("content", [b"train: {lr: 1", b"\xff\xfe", b"- a\n- b\n", b"just words"])
+def test_a_file_that_is_no_recipe_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"r\.yaml") as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["paper", "default"])
+def test_a_preset_fills_only_what_is_not_set(name: str) -> None:
+    preset = resolve({"sample": {"preset": name}}).sample
+    assert preset.model_dump(include=set(PRESETS[name])) == {
+        **PRESETS[name],
+        "temperature": tuple(PRESETS[name]["temperature"]),
+    }
+    changed = resolve({"sample": {"preset": name}}, ["sample.k=3", "sample.accept=gain"]).sample
+    assert (changed.k, changed.accept) == (3, "gain")
+    assert changed.posterior_share == preset.posterior_share
+    assert changed.margin == Sample().margin
+
+
+def test_the_default_preset_is_what_a_bare_recipe_has() -> None:
+    assert resolve({}).sample == resolve({"sample": {"preset": "default"}}).sample
+
+
+def test_temperature_goes_linearly_from_first_to_last() -> None:
+    sample = Sample(temperature=(2.0, 1.0))
+    assert [sample.temperature_at(n, 5) for n in range(1, 6)] == pytest.approx([2.0, 1.75, 1.5, 1.25, 1.0])
+    assert sample.temperature_at(1, 1) == 2.0
+
+
+def test_one_budget_at_most() -> None:
+    assert Train().budget == ("epochs", 1.0)
+    assert Train(tokens=500).budget == ("tokens", 500.0)
+    message = refusal({"train": {"steps": 3, "epochs": 1}})
+    assert "steps and epochs" in message and "train" in message
+    assert Train(steps=3).with_budget("raw_tokens", 9).budget == ("raw_tokens", 9.0)
+
+
+def test_the_warm_start_takes_trains_settings_and_its_own() -> None:
+    recipe = resolve({"train": {"lr": 0.5, "steps": 7}, "em": {"warm_start": {"lr": 0.25}}})
+    assert (recipe.warm_start_train.lr, recipe.warm_start_train.budget) == (0.25, ("steps", 7.0))
+
+
+def test_the_warm_starts_budget_replaces_trains() -> None:
+    recipe = resolve({"train": {"steps": 7}, "em": {"warm_start": {"epochs": 2}}})
+    assert recipe.warm_start_train.budget == ("epochs", 2.0)
+    assert "steps and epochs" in refusal({"em": {"warm_start": {"steps": 1, "epochs": 2}}})

@@ -1,0 +1,81 @@
+"""Muon over stacks against torch's own, which takes one matrix after the other in bf16."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from latent_thoughts.optim import Muon, orthogonalise
+
+SHAPES = [(8, 8), (16, 6), (6, 16), (8, 8), (16, 6), (5, 7)]
+
+
+def matrices() -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.95, 0.1), (0.5, 0.0)])
+def test_steps_equal_torchs(momentum: float, weight_decay: float) -> None:
+    ours = matrices()
+    theirs, start = copy.deepcopy(ours), copy.deepcopy(ours)
+    settings = {"lr": 0.02, "momentum": momentum, "weight_decay": weight_decay}
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b, s in zip(ours, theirs, start, strict=True):
+        moved = (b - s).norm()
+        assert moved > 0.05
+        assert (a - b).norm() < 0.02 * moved, tuple(a.shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 12, 5), (2, 5, 12), (1, 1, 9)])
+def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    result = orthogonalise(stack)
+    assert result.shape == stack.shape
+    for before, after in zip(stack, result, strict=True):
+        u, s, vh = torch.linalg.svd(before, full_matrices=False)
+        rotated = u.mT @ after @ vh.mT
+        large = s > 0.1 * s[0]  # five steps do not lift the smallest all the way
+        assert torch.allclose(rotated, torch.diag(rotated.diagonal()), atol=1e-4)
+        assert ((rotated.diagonal()[large] > 0.6) & (rotated.diagonal()[large] < 1.3)).all()
+
+
+def test_matrices_of_a_stack_do_not_affect_each_other() -> None:
+    stack = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(3))
+    alone = torch.cat([orthogonalise(stack[n : n + 1]) for n in range(3)])
+    assert torch.allclose(orthogonalise(stack), alone, atol=1e-6)
+
+
+def test_a_matrix_without_gradient_stays_and_a_zero_gradient_is_harmless() -> None:
+    without, zero = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))
+    zero.grad = torch.zeros(3, 4)
+    Muon([without, zero], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(without, torch.ones(3, 4))
+    assert torch.allclose(zero, torch.full((3, 4), 0.95))
+
+
+def test_saved_state_continues_as_if_uninterrupted() -> None:
+    def steps(parameters: list[torch.nn.Parameter], optimizer: Muon, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    whole = matrices()
+    optimizer = Muon(whole)
+    steps(whole, optimizer, 1)
+    resumed, state = copy.deepcopy(whole), copy.deepcopy(optimizer.state_dict())
+    steps(whole, optimizer, 2)
+    other = Muon(resumed)
+    other.load_state_dict(state)
+    steps(resumed, other, 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))

@@ -1,0 +1,97 @@
+"""What a run leaves behind and what it shows."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from latent_thoughts import runlog
+from latent_thoughts.config import load_recipe, resolve
+from latent_thoughts.runlog import Event, Metrics, save_recipe, sent_to, track
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {
+            "seed": 7,
+            "data": {
+                "source": "x/*.jsonl",
+                "extract": {"answer": "(?s)^(?P<a>.*)\n#### \"ä'\\d: #"},
+                "pieces": ["{q}\n", " {a}: 'x'"],
+                "thought": "{a}",
+            },
+            "model": {"base": {"hidden_size": 8, "rms_norm_eps": 1e-5, "rope": None}},
+            "sample": {"preset": "paper", "k": 2, "margin": float("-inf")},
+            "train": {"steps": 5, "lr": 3e-4},
+            "em": {"warm_start": {"epochs": 2.5, "lr": 1e-5}, "baselines": []},
+        },
+    ],
+)
+def test_the_saved_recipe_is_the_recipe(tmp_path: Path, values: dict[str, Any]) -> None:
+    recipe = resolve(values)
+    save_recipe(recipe, tmp_path / "run")
+    saved = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert saved == recipe
+    assert saved.warm_start_train == recipe.warm_start_train
+    assert saved.model_dump() == recipe.model_dump()
+    text = (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    assert f"# seed: {recipe.seed}\n" in text
+    assert "# torch: " in text
+
+
+def test_metrics_drop_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, 0)
+    for step in (1, 2, 3):
+        metrics.write({"step": step, "loss": step / 2})
+    metrics.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    resumed = Metrics(path, 2)
+    resumed.write({"step": 3, "loss": 9.0})
+    resumed.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 1.0), (3, 9.0)]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl", 0)
+    metrics.write({"step": 1})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1}
+    metrics.close()
+
+
+def test_progress_goes_to_the_sink_and_ends_at_the_total() -> None:
+    events: list[Event] = []
+    with sent_to(events.append), track("work", 3, "chunks") as advance:
+        for _ in range(3):
+            advance(1, loss=2.0)
+    assert (events[-1].work, events[-1].done, events[-1].total, events[-1].unit) == ("work", 3, 3, "chunks")
+    assert events[-1].figures == "loss 2"
+
+
+@pytest.mark.parametrize("total", [2.0, float("inf")])
+def test_a_terminal_shows_work_with_and_without_an_end(monkeypatch: pytest.MonkeyPatch, total: float) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(runlog, "console", Console(file=screen, force_terminal=True, width=120))
+    with track("prepare", total, "documents") as advance:
+        advance(1)
+        advance(1)
+    assert "prepare" in screen.getvalue()
+
+
+def test_without_a_terminal_one_plain_line_a_piece_of_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runlog, "console", Console(file=io.StringIO(), force_terminal=False))
+    with track("train", 2, "steps") as advance:
+        advance(1)
+        advance(1, loss=1.5)
+    assert capsys.readouterr().err == "train: 2 steps loss 1.5\n"

@@ -1,0 +1,218 @@
+"""Shards, manifests, folders and locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from latent_thoughts import store
+from latent_thoughts.store import Stage, atomic, fingerprint, read_manifest, read_rows, run_lock, stage_key
+from latent_thoughts.types import Manifest, UserError
+
+SCHEMA = pa.schema([("n", pa.int64())])
+
+
+def manifest(key: str) -> Manifest:
+    return Manifest("x", key, {}, {})
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def complete(folder: Path, key: str, rows: int = 3) -> Manifest:
+    stage = Stage(folder, "x", key)
+    stage.write("a.parquet", [{"n": n} for n in range(rows)], SCHEMA, {"rows": rows})
+    return stage.close(["a.parquet"], {"rows": rows})
+
+
+# --- atomic writes
+
+
+def test_an_exception_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("old")
+    with pytest.raises(RuntimeError), atomic(tmp_path / "f") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "f").read_text() == "old"
+    assert names(tmp_path) == {"f"}
+
+
+def test_success_replaces_a_file_and_makes_its_folder(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with atomic(tmp_path / "new" / "f") as temporary:
+            temporary.write_text(text)
+    assert (tmp_path / "new" / "f").read_text() == "two"
+    assert names(tmp_path / "new") == {"f"}
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with atomic(tmp_path / "model") as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert names(tmp_path / "model") == {"two"}
+    with pytest.raises(RuntimeError), atomic(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert names(tmp_path) == {"model"}
+    assert names(tmp_path / "model") == {"two"}
+
+
+def test_what_a_killed_process_left_does_not_get_in(tmp_path: Path) -> None:
+    """Process numbers recur, in containers on every start."""
+    left = tmp_path / f".model.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "stale").write_text("x")
+    with atomic(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        (temporary / "fresh").write_text("x")
+    assert names(tmp_path / "model") == {"fresh"}
+
+
+# --- keys
+
+
+def test_the_key_depends_on_stage_config_inputs_and_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> list[str]:
+        return [
+            stage_key("train", {"lr": 1.0}, {"base": manifest("k")}),
+            stage_key("sample", {"lr": 1.0}, {"base": manifest("k")}),
+            stage_key("train", {"lr": 2.0}, {"base": manifest("k")}),
+            stage_key("train", {"lr": 1.0}, {"base": manifest("l")}),
+            stage_key("train", {"lr": 1.0}, {"other": manifest("k")}),
+            stage_key("train", {"lr": 1.0}),
+        ]
+
+    before = keys()
+    assert len(set(before)) == len(before)
+    assert keys() == before
+    monkeypatch.setattr(store, "FORMAT_VERSION", store.FORMAT_VERSION + 1)
+    assert not set(keys()) & set(before)
+
+
+def test_a_fingerprint_ignores_the_order_of_names_and_takes_any_string() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    assert fingerprint("\ud800") != fingerprint("\ud801")
+
+
+# --- a stage's folder
+
+
+def test_a_shard_is_complete_or_absent(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "s", "x", "k")
+    assert stage.done("a.parquet") is None
+    with pytest.raises(pa.ArrowException):
+        stage.write("a.parquet", [{"n": "not a number"}], SCHEMA, {})
+    assert stage.done("a.parquet") is None
+    assert names(tmp_path / "s") == {"stage.json"}
+    stage.write("a.parquet", [{"n": 1}], SCHEMA, {"documents": 1})
+    assert stage.done("a.parquet") == {"documents": 1}
+    assert stage.manifest is None
+    with pytest.raises(UserError, match="not complete"):
+        read_manifest(tmp_path / "s")
+
+
+def test_a_manifest_closes_the_stage_and_rows_come_back(tmp_path: Path) -> None:
+    written = complete(tmp_path / "s", "k")
+    assert read_manifest(tmp_path / "s") == written
+    assert Stage(tmp_path / "s", "x", "k").manifest == written
+    assert written.shards["a.parquet"]["rows"] == 3
+    assert read_rows(tmp_path / "s", written, "a.parquet") == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_another_keys_folder_is_set_aside_and_comes_back(tmp_path: Path) -> None:
+    first = complete(tmp_path / "s", "k" * 64)
+    assert Stage(tmp_path / "s", "x", "l" * 64).manifest is None
+    second = complete(tmp_path / "s", "l" * 64, rows=5)
+    assert Stage(tmp_path / "s", "x", "k" * 64).manifest == first
+    assert Stage(tmp_path / "s", "x", "l" * 64).manifest == second
+    assert names(tmp_path) == {"s", "s." + "k" * 12}
+
+
+def test_an_unfinished_folder_comes_back_with_its_shards(tmp_path: Path) -> None:
+    Stage(tmp_path / "s", "x", "k").write("a.parquet", [{"n": 1}], SCHEMA, {"done": 1})
+    Stage(tmp_path / "s", "x", "l")
+    assert Stage(tmp_path / "s", "x", "k").done("a.parquet") == {"done": 1}
+
+
+def test_folders_of_unknown_origin_are_kept_every_time(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s" / "note").write_text(text)
+        Stage(tmp_path / "s", "x", "k")
+        assert names(tmp_path / "s") == {"stage.json"}
+        (tmp_path / "s" / "stage.json").unlink()
+        (tmp_path / "s").rmdir()
+    assert {path.read_text() for path in tmp_path.glob("s.*/note")} == {"one", "two"}
+
+
+def test_a_damaged_shard_and_a_missing_one_are_named(tmp_path: Path) -> None:
+    written = complete(tmp_path / "s", "k")
+    shard = tmp_path / "s" / "a.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet is damaged"):
+        read_rows(tmp_path / "s", written, "a.parquet")
+    shard.unlink()
+    with pytest.raises(UserError, match=r"a\.parquet is named by its manifest but missing"):
+        read_rows(tmp_path / "s", written, "a.parquet")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"", b"[]", b'{"stage": "x"}', b"null"])
+@pytest.mark.parametrize("name", ["stage.json", "manifest.json"])
+def test_garbage_in_a_marker_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    complete(tmp_path / "s", "k")
+    (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        _ = Stage(tmp_path / "s", "x", "k").manifest
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"text": "ä 𝄞\n", "list": [1, None, 2.5]}
+    store.write_json(tmp_path / "v.json", value)
+    assert store.read_json(tmp_path / "v.json") == value
+    assert json.loads((tmp_path / "v.json").read_bytes()) == value
+
+
+# --- the run lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from latent_thoughts.store import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_folder_is_held_by_one_process_and_freed_when_it_is_killed(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid}"), run_lock(tmp_path / "run"):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with run_lock(tmp_path / "run"):
+            assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_lock_is_let_go_of_after_an_exception(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), run_lock(tmp_path):
+        raise RuntimeError
+    with run_lock(tmp_path), pytest.raises(UserError, match="in use"), run_lock(tmp_path):
+        pass
