@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from pathlib import Path
@@ -16,6 +17,19 @@ T = TypeVar("T", bound="Section")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+
+
+class Loader(yaml.SafeLoader):
+    """Reads 1e-5 as a number, where YAML 1.1 asks for 1.0e-5 and takes all else for text."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes what Loader would read as a number."""
+
+
+for _kind in (Loader, Dumper):
+    _scientific = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+0123456789"))
 
 
 def _compiles(pattern: str) -> str:
@@ -259,7 +273,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises UserError for a missing file, bad YAML, an unknown key or a bad value.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = _read(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"recipe {path} does not exist") from None
     except OSError as error:
@@ -271,13 +285,19 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return resolve(values, overrides, str(path))
 
 
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader)  # noqa: S506  (Loader is a SafeLoader)
+
+
 def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: str = "recipe") -> Recipe:
+    """A checked recipe of `values` with the overrides put in; `values` stay as they are."""
+    values = copy.deepcopy(values)
     for override in overrides or []:
         name, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"override {override!r} must look like section.key=value")
         try:
-            value = yaml.safe_load(text)
+            value = _read(text)
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
         _assign(values, name.strip(), value)

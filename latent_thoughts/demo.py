@@ -42,21 +42,19 @@ def demo(out: Path, seeds: list[int], samples: list[int], overrides: list[str]) 
 def run_seeds(recipe: Recipe, out: Path, seeds: list[int]) -> None:
     """One process a seed, as many at a time as there are cores."""
     context = multiprocessing.get_context("spawn")
+    events = context.Queue()
     workers = min(len(seeds), os.cpu_count() or 1)
-    with context.Manager() as manager:
-        events = manager.Queue()
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-            jobs = {
-                seed: pool.submit(_run_seed, recipe.model_dump(), out / f"seed_{seed}", seed, events) for seed in seeds
-            }
-            _show(jobs, events)
-            for job in jobs.values():
-                job.result()
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(events,)) as pool:
+        values = recipe.model_dump()
+        jobs = [pool.submit(_run_seed, values, out / f"seed_{seed}", seed) for seed in seeds]
+        _show(jobs, events)
+        for job in jobs:
+            job.result()
 
 
-def _show(jobs: dict[int, Future[None]], events: Any) -> None:
+def _show(jobs: list[Future[None]], events: Any) -> None:
     with runlog.Bars() as bars:
-        pending = set(jobs.values())
+        pending = set(jobs)
         while pending:
             done, pending = wait(pending, timeout=0.2)
             while not events.empty():
@@ -68,19 +66,23 @@ def _show(jobs: dict[int, Future[None]], events: Any) -> None:
                 return
 
 
-def _run_seed(values: dict[str, Any], folder: Path, seed: int, events: Any) -> None:
+def _run_seed(values: dict[str, Any], folder: Path, seed: int) -> None:
     from latent_thoughts.em import em
     from latent_thoughts.model import set_up_torch
 
     recipe = parse(Recipe, {**values, "seed": seed}, "recipe")
     set_up_torch(recipe.threads)
-    with run_lock(folder), runlog.sent_to(lambda event: events.put((seed, event))):
+    with run_lock(folder), runlog.sent_to(lambda event: _events.put((seed, event))):
         em(recipe, folder)
 
 
-def _die_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing to the run folder."""
-    parent = os.getppid()
+_events: Any = None  # a worker's way to its parent
+
+
+def _start(events: Any) -> None:
+    """Sets a worker up. One whose parent was killed must not go on writing to the run folder."""
+    global _events
+    _events, parent = events, os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

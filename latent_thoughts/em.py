@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latent_thoughts.config import Recipe, Sample, Train, parse
+from latent_thoughts.config import PRESETS, Recipe, Sample, Train
 from latent_thoughts.runlog import provenance, save_recipe
 from latent_thoughts.stages import evaluate as evaluating
 from latent_thoughts.stages import prepare as preparing
@@ -183,9 +183,8 @@ def _more_samples(run: Run) -> Iterator[Row]:
 
 
 def _preset(run: Run, name: str) -> Sample:
-    """The recipe's E-step with another preset's proposals and acceptance; its limits are kept."""
-    limits = {"max_thought_tokens", "context_chunks", "max_tokens", "max_gap", "batch_chunks"}
-    return parse(Sample, {"preset": name, **run.recipe.sample.model_dump(include=limits)}, "sample")
+    """The recipe's E-step with another preset's values; what no preset sets is kept."""
+    return run.recipe.sample.model_copy(update={**Sample(preset=name).model_dump(include=set(PRESETS[name])), "preset": name})
 
 
 def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:

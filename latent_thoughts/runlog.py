@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from latent_thoughts import __version__
-from latent_thoughts.config import Recipe
+from latent_thoughts.config import Dumper, Recipe
 from latent_thoughts.store import atomic
 
 console = Console(stderr=True)
@@ -41,7 +41,7 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
     import yaml
 
     head = "".join(f"# {name}: {value}\n" for name, value in provenance(recipe).items())
-    body = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     with atomic(folder / "recipe.yaml") as temporary:
         temporary.write_text(head + body, encoding="utf-8")
 

@@ -84,6 +84,14 @@ def test_a_malformed_override_is_named(override: str) -> None:
     assert override.partition("=")[0].partition(".")[0] in refusal({"seed": 3}, override)
 
 
+def test_numbers_may_be_written_as_in_python(tmp_path: Path) -> None:
+    """A model's config is passed on as it is read, so that text for a number would be refused far from here."""
+    (tmp_path / "r.yaml").write_text("model: {base: {rms_norm_eps: 1e-5, rope_theta: 5E+5, name: '1e-5'}}\n")
+    recipe = load_recipe(tmp_path / "r.yaml", ["em.warm_start.lr=3e-4"])
+    assert recipe.model.base == {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "name": "1e-5"}
+    assert recipe.em.warm_start == {"lr": 3e-4}
+
+
 def test_an_empty_section_is_one_that_is_not_set(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("train:\n#  lr: 1\nseed: 3\n")
     assert load_recipe(tmp_path / "r.yaml") == Recipe(seed=3)
@@ -151,3 +159,9 @@ def test_the_warm_starts_budget_replaces_trains() -> None:
     recipe = resolve({"train": {"steps": 7}, "em": {"warm_start": {"epochs": 2}}})
     assert recipe.warm_start_train.budget == ("epochs", 2.0)
     assert "steps and epochs" in refusal({"em": {"warm_start": {"steps": 1, "epochs": 2}}})
+
+
+def test_overrides_leave_the_given_values_alone() -> None:
+    values = {"train": {"lr": 0.5}}
+    assert resolve(values, ["train.lr=0.25"]).train.lr == 0.25
+    assert values == {"train": {"lr": 0.5}}

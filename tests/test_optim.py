@@ -21,8 +21,10 @@ def matrices() -> list[torch.nn.Parameter]:
 def test_steps_equal_torchs(momentum: float, weight_decay: float) -> None:
     ours = matrices()
     theirs, start = copy.deepcopy(ours), copy.deepcopy(ours)
-    settings = {"lr": 0.02, "momentum": momentum, "weight_decay": weight_decay}
-    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    optimizers = (
+        Muon(ours, lr=0.02, momentum=momentum, weight_decay=weight_decay),
+        torch.optim.Muon(theirs, lr=0.02, momentum=momentum, weight_decay=weight_decay),
+    )
     generator = torch.Generator().manual_seed(1)
     for _ in range(6):
         for a, b in zip(ours, theirs, strict=True):

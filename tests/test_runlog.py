@@ -27,7 +27,7 @@ from latent_thoughts.runlog import Event, Metrics, save_recipe, sent_to, track
                 "pieces": ["{q}\n", " {a}: 'x'"],
                 "thought": "{a}",
             },
-            "model": {"base": {"hidden_size": 8, "rms_norm_eps": 1e-5, "rope": None}},
+            "model": {"base": {"hidden_size": 8, "rms_norm_eps": 1e-5, "rope": None, "name": "1e-5"}},
             "sample": {"preset": "paper", "k": 2, "margin": float("-inf")},
             "train": {"steps": 5, "lr": 3e-4},
             "em": {"warm_start": {"epochs": 2.5, "lr": 1e-5}, "baselines": []},

@@ -24,11 +24,12 @@ IGNORE = -100
 
 
 class Part(IntEnum):
-    CONTROL = 0  # S, P, Q, the empty S E, BOS, EOS: conditioning
+    CONTROL = 0  # S, P, Q, the empty S E, BOS: conditioning
     THOUGHT = 1  # z and its E
     TARGET = 2  # text of a chunk that thoughts are meant for
     CONTEXT = 3  # text of other chunks
     PADDING = 4
+    EOS = 5
 
 
 class Form(IntEnum):
@@ -110,7 +111,7 @@ def lay_out(document: ThoughtDocument, forms: Sequence[Form], controls: Controls
             layout.add(Part.THOUGHT, *thought, controls.end)
         else:
             layout.add(Part.THOUGHT, *thought)
-    layout.add(Part.CONTROL, controls.eos)
+    layout.add(Part.EOS, controls.eos)
     return layout
 
 
@@ -128,8 +129,9 @@ def draw_forms(
 
 
 def labels(layout: Layout, loss_on: str) -> np.ndarray:
-    """Labels: every token but BOS (`all`), or thoughts with their E and target text alone (`targets`)."""
+    """Labels: every token but BOS (`all`), or thoughts with their E, target text and EOS (`targets`)."""
     ids, parts = np.array(layout.ids, np.int64), np.array(layout.parts, np.int64)
-    keep = (parts == Part.THOUGHT) | (parts == Part.TARGET) if loss_on == "targets" else np.ones(len(ids), bool)
+    wanted = (parts == Part.THOUGHT) | (parts == Part.TARGET) | (parts == Part.EOS)
+    keep = wanted if loss_on == "targets" else np.ones(len(ids), bool)
     keep[0] = False  # nothing precedes it
     return np.where(keep, ids, IGNORE)

@@ -69,8 +69,9 @@ class Codec:
         byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
         self.bytes = [vocabulary[t] for t in byte_tokens] if vocabulary.keys() >= set(byte_tokens) else None
         names = [*tokenizer.all_special_tokens, *CONTROL_TOKENS, *(byte_tokens if self.bytes else [])]
-        mistaken = [re.escape(name) for name in ["▁", *names] if self._mistakes(name)]
-        self.mistaken = re.compile(f"({'|'.join(mistaken)})") if mistaken else None
+        # Whether one name is mistaken depends on what stands before it, so one that is condemns all.
+        suspects = ["▁"] * self._mistakes("▁") + names * any(map(self._mistakes, names))
+        self.mistaken = re.compile(f"({'|'.join(map(re.escape, suspects))})") if suspects else None
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -49,7 +49,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_a_text_file_is_one_document_to_the_byte(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("one\r\ntwo\rthree\n".encode())
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n")
     assert texts(tmp_path / "a.txt") == ["one\r\ntwo\rthree\n"]
 
 
@@ -187,9 +187,9 @@ def test_limit_counts_good_rows(tmp_path: Path) -> None:
 def test_a_surrogate_in_an_id_or_a_thought_is_found_too(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "x", "bad": "\\udc00"}\n')
-    for settings_ in ({"id": "bad"}, {"pieces": ["{text}"], "thought": "{bad}"}):
+    for columns in (Data(id="bad"), Data(pieces=["{text}"], thought="{bad}")):
         with pytest.raises(UserError, match=r"a\.jsonl:1: .*surrogate"):
-            read(path, **settings_)
+            list(readers.read(columns.model_copy(update={"source": str(path)}), 0))
 
 
 def test_a_column_that_does_not_match_is_named(tmp_path: Path) -> None:
@@ -211,7 +211,11 @@ def test_files_that_are_not_what_they_are_called_are_named_or_skipped(tmp_path: 
     torn[100:400] = bytes(300)
     (tmp_path / "c.parquet").write_bytes(torn)
     (tmp_path / "d.txt").write_text("good")
-    for name, reason in (("a.parquet", "not a readable Parquet"), ("b.txt", "not UTF-8"), ("c.parquet", "not a readable")):
+    for name, reason in (
+        ("a.parquet", "not a readable Parquet"),
+        ("b.txt", "not UTF-8"),
+        ("c.parquet", "not a readable"),
+    ):
         with pytest.raises(UserError, match=rf"{name}: {reason}"):
             read(tmp_path / name)
     skipped: list[str] = []

@@ -77,7 +77,12 @@ def test_a_posterior_keeps_its_draws_weights_and_choice() -> None:
     assert [d["ids"] for d in row["draws"]] == [[5, 6], [7], [5, 6]]
     assert [d["text"] for d in row["draws"]] == ["5-6", "7", "5-6"]
     assert [d["finished"] for d in row["draws"]] == [True, False, True]
-    assert [row["draws"][0][name] for name in ("log_posterior", "log_prior", "log_x", "log_q")] == [-1.5, -2.5, -3.5, -4.5]
+    assert [row["draws"][0][name] for name in ("log_posterior", "log_prior", "log_x", "log_q")] == [
+        -1.5,
+        -2.5,
+        -3.5,
+        -4.5,
+    ]
     assert row["log_weights"] == [-0.25, -math.inf, -0.25]
     assert row["gains"][0] == 0.5 and math.isnan(row["gains"][1])
     assert (row["chosen"], row["raw_logprob"], row["distinct"]) == (2, -4.0, 1)

@@ -137,7 +137,7 @@ def test_words_join_to_the_text(pieces: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("name", OPEN)
-@pytest.mark.parametrize("text", [*CONTROL_TOKENS, "</s>", "<s>", f"x {START} y", f"{START}{START}"])
+@pytest.mark.parametrize("text", [*CONTROL_TOKENS, "</s>", "<s>", "<unk>", f"{START}<unk>", f"x {START} y"])
 def test_control_strings_in_text_stay_text(name: str, text: str) -> None:
     round_trip(name, [text, " and ", text])
 
@@ -220,3 +220,12 @@ def test_a_tokenizer_that_loses_text_is_refused() -> None:
     add_control_tokens(tokenizer)
     with pytest.raises(UserError, match="does not give back"):
         Codec(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["byte-level", "llama, prepended first"])
+@pytest.mark.parametrize("text", ["it is so", f"it is {START} so", START])
+def test_control_tokens_do_not_change_how_text_is_encoded(name: str, text: str) -> None:
+    """A model has read such strings in its pretraining, as the pieces they had then."""
+    before = MAKERS[name]()
+    ids = before(f"\n{text}", add_special_tokens=False)["input_ids"]
+    assert codec_of(name).encode(text) == ids[len(before("\n", add_special_tokens=False)["input_ids"]) :]

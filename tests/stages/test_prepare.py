@@ -209,7 +209,9 @@ def test_a_changed_source_file_makes_a_new_stage(values: dict[str, Any], tmp_pat
     source.write_text(content.replace("Document 7 begins", "Document 7 starts"))
     second = run(recipe, tmp_path / "run")
     assert first.key != second.key
-    assert any("Document 7 starts" in text for found in texts_of(prepared(recipe, tmp_path / "run")).values() for text in found)
+    assert any(
+        "Document 7 starts" in text for found in texts_of(prepared(recipe, tmp_path / "run")).values() for text in found
+    )
     source.write_text(content)
     assert run(recipe, tmp_path / "run") == first
 

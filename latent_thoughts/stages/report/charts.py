@@ -13,12 +13,12 @@ from latent_thoughts.stages.report import svg
 from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, bound_name
 
 COLOURS = {
-    "raw_tokens": "#7d8792",
-    "raw_flops": "#7d8792",
-    "warm_start": "#0f9d76",
-    "warm_start_matched": "#c2569b",
-    "em_paper": "#d97706",
-    "em": "#2a7de1",
+    "raw_tokens": "#66707b",
+    "raw_flops": "#66707b",
+    "warm_start": "#0b7f5f",
+    "warm_start_matched": "#b0458a",
+    "em_paper": "#b95f00",
+    "em": "#1f6fd0",
     "oracle": svg.INK,
 }
 DASHES = {"raw_flops": (0, (1, 2)), "oracle": (0, (1, 2)), "warm_start": (0, (5, 3)), "em_paper": (0, (6, 2))}

@@ -10,7 +10,15 @@ from latent_thoughts.stages.report.summary import Difference, Line, Mean, Result
 IN_WORDS = {
     "raw_tokens": "raw text for the same raw tokens",
     "raw_flops": "raw text for the same compute",
-    "warm_start": "its warm start",
+    "warm_start": "the warm start it began with",
+    "warm_start_matched": "the warm start trained as long",
+    "em_paper": "EM with the paper’s E-step",
+    "oracle": "oracle thoughts",
+}
+TITLES = {
+    "raw_tokens": "raw text",
+    "raw_flops": "raw text",
+    "warm_start": "the warm start",
     "warm_start_matched": "the warm start trained as long",
     "em_paper": "EM with the paper’s E-step",
     "oracle": "oracle thoughts",
@@ -32,12 +40,11 @@ def headline(results: Results) -> Headline:
     if metric is None:
         return Headline("No model has been evaluated yet", [])
     if em is None or em.mean(metric) is None:
-        shown = [_figure(line, metric) for m in results.methods if (line := results.final(m)) and line.mean(metric)]
-        return Headline("; ".join(shown), ["No EM iteration has been evaluated yet."])
+        shown = [line for m in results.methods if (line := results.final(m)) and line.mean(metric)]
+        return Headline(_title(shown, metric), ["No EM iteration has been evaluated yet."])
     there = [line for m in RIVALS if (line := results.final(m)) and line.mean(metric)]
-    raw = [line for line in there if line.method.startswith("raw")][:1]
-    against = [*[line for line in there if line.method.startswith("warm")][:1], *raw]
-    title = _figure(em, metric) + "".join(f", {_figure(line, metric)}" for line in against)
+    starts = [line for line in there if line.method.startswith("warm")]
+    title = _title([em, *starts[:1], *[line for line in there if line.method.startswith("raw")][:1]], metric)
     others = there + [line for m in ("em_paper", "oracle") if (line := results.final(m)) and line.method != em.method]
     verdicts = [v for line in others if (v := verdict(em, line, metric))]
     return Headline(title, verdicts + cautions(results, em, metric))
@@ -49,10 +56,13 @@ def _metric(results: Results, em: Line | None) -> str | None:
     return next((n for n in names if any(line.mean(n) for line in lines)), None)
 
 
-def _figure(line: Line, metric: str) -> str:
-    found = line.mean(metric)
-    assert found is not None
-    return f"{line.name if line.method != 'em_paper' else 'EM (paper’s E-step)'} {amount(found, metric)}"
+def _title(lines: list[Line], metric: str) -> str:
+    """EM answers 96 % of held-out questions right, the warm start trained as long 54 %, raw text 12 %."""
+    found = [(TITLES.get(line.method, line.name), amount(m, metric)) for line in lines if (m := line.mean(metric))]
+    (name, first), *others = found
+    begin = f"{name} answers {first} right" if metric == "accuracy" else f"Held-out likelihood: {name} {first}"
+    title = ", ".join([begin, *[f"{name} {value}" for name, value in others]])
+    return title[0].upper() + title[1:]
 
 
 def amount(found: Mean, metric: str) -> str:

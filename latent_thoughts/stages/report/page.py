@@ -26,7 +26,7 @@ from latent_thoughts.store import atomic
 def write_page(results: Results, folder: Path, figures: list[Drawn]) -> None:
     """Writes folder/report.html."""
     found = texts.read(folder, results)
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), _asset("views.js") + _asset("page.js")
     said = headline(results)
     parts = {
         "csp": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
@@ -42,14 +42,12 @@ def write_page(results: Results, folder: Path, figures: list[Drawn]) -> None:
             f'<div class="m-{method}"><dt>{escape(name)}</dt><dd>{escape(meaning)}</dd></div>'
             for method, name, meaning in table.meanings(results)
         ),
-        "figures": "".join(
-            f"<figure>{f.svg}<figcaption>{escape(f.caption)}</figcaption></figure>" for f in figures
-        ),
+        "figures": "".join(f"<figure>{f.svg}<figcaption>{escape(f.caption)}</figcaption></figure>" for f in figures),
         "hidden": "" if found.any else " hidden",
         "recipe": escape(results.recipe_text or "recipe.yaml is missing"),
-        "versions": "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in results.run.items()),
+        "versions": "".join(f"<div><dt>{escape(k)}</dt><dd>{_plain(v)}</dd></div>" for k, v in results.run.items()),
         "data": script_json({"seeds": found.seeds}),
-    }  # fmt: skip
+    }
     html = fill(_asset("page.html"), parts)
     with atomic(folder / "report.html") as temporary:
         temporary.write_bytes(html.encode("utf-8", "replace"))
@@ -77,7 +75,7 @@ def _hash(text: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _tile(line: Line) -> str:
@@ -97,8 +95,8 @@ def _table(shown: table.Table, label: str) -> str:
     """Scrolls sideways on a small screen, by keyboard too."""
     heads = "".join(f'<th scope="col" title="{escape(hint)}">{escape(head)}</th>' for head, hint in shown.heads)
     rows = []
-    for method, dim, (name, *cells) in shown.lines:
-        kind = f"m-{escape(method)}{' dim' if dim else ''}"
+    for method, emphasis, (name, *cells) in shown.lines:
+        kind = f"m-{escape(method)} {emphasis}".strip()
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         rows.append(f'<tr class="{kind}"><th scope="row"><i></i>{escape(name)}</th>{body}</tr>')
     notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)

@@ -14,7 +14,7 @@ from latent_thoughts.stages.report.svg import INK
 from latent_thoughts.store import atomic
 
 SIZE = (5.1, 3.4)  # inches; small on purpose: scaled down to a phone's width its text can still be read
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -142,7 +142,9 @@ def _labels(axes: Any, labels: list[tuple[float, str, str]], share: bool) -> Non
         places[n] = min(places[n], ceiling)
         ceiling = places[n] - GAP
     for shown, (place, value, label, colour) in zip(places, wanted, strict=True):
-        figure = f"{100 * value:.0f} %" if share else f"{value:.2f}".removesuffix(".00").replace("-", "−")
+        figure = (
+            f"{100 * value:.0f} %" if share else f"{round(value, 2) or 0.0:.2f}".removesuffix(".00").replace("-", "−")
+        )
         axes.plot([1.005, 1.03], [place, shown], transform=axes.transAxes, color=colour, linewidth=0.8,
                   clip_on=False, alpha=0.8)  # fmt: skip
         axes.text(1.04, shown, f"{figure}  {label}", transform=axes.transAxes, color=colour, fontsize=8.6,

@@ -11,10 +11,10 @@ from latent_thoughts.stages.report.summary import LOOPS, MEANINGS, NAMES, Line, 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`heads` are (title, explanation); `lines` are (method, dim, cells)."""
+    """`heads` are (title, explanation); `lines` are (method, emphasis, cells), emphasis being strong, dim or none."""
 
     heads: list[tuple[str, str]]
-    lines: list[tuple[str, bool, list[str]]]
+    lines: list[tuple[str, str, list[str]]]
     notes: list[str]
 
 
@@ -35,23 +35,23 @@ def count(found: Mean | None) -> str:
         return "–"
     for start, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if found.value >= start:
-            return f"{found.value / size:.3g} {unit}"
+            return f"{found.value / size:#.3g}".rstrip(".") + f" {unit}"
     return f"{found.value:.0f}"
 
 
-def lines(results: Results) -> list[tuple[Line, bool]]:
-    """The table's lines, and whether each is dim: all of EM's iterations, but the last ones stand out."""
-    found: list[tuple[Line, bool]] = []
+def lines(results: Results) -> list[tuple[Line, str]]:
+    """The table's lines with their emphasis: all of EM's own iterations, of which the last stands out."""
+    found: list[tuple[Line, str]] = []
     for method in results.methods:
         if method not in LOOPS:
             line = results.single(method)
-            found += [(line, False)] if line else []
+            found += [(line, "")] if line else []
             continue
         for samples in results.samples(method):
             loop = results.loop(method, samples)
-            if method == "em" and samples == results.main_samples(method):
-                found += [(line, True) for line in loop[:-1]]
-            found.append((loop[-1], False))
+            own = method == "em" and samples == results.main_samples(method)
+            found += [(line, "dim") for line in loop[:-1] if own]
+            found.append((loop[-1], "strong" if own else ""))
     return found
 
 
@@ -72,7 +72,7 @@ def main_table(results: Results) -> Table:
         ("Seconds", "Sampling and training, for EM from the warm start on"),
     ]
     cells = []
-    for line, dim in rows:
+    for line, emphasis in rows:
         row = [
             line.name,
             str(line.iteration) if line.method in LOOPS else "",
@@ -85,7 +85,7 @@ def main_table(results: Results) -> Table:
             count(line.spent("train_steps")),
             count(line.spent("seconds.sample", "seconds.train")),
         ]
-        cells.append((line.method, dim, row))
+        cells.append((line.method, emphasis, row))
     return Table(heads, cells, main_notes(results, [line for line, _ in rows], bool(apart)))
 
 
@@ -133,7 +133,7 @@ def samples_table(results: Results) -> Table | None:
                 count(alone.spent("sample_tokens")),
                 count(alone.spent("seconds.sample")),
             ]
-            cells.append((method, False, row))
+            cells.append((method, "", row))
     return Table(heads, cells, [])
 
 
@@ -156,17 +156,32 @@ def show(results: Results) -> None:
         _print(console, further)
 
 
-def _print(console: Any, table: Table) -> None:
+def _fitting(shown: Table, width: int) -> list[int]:
+    """The columns that there is room for. Costs go first; accuracy and the last bound stay."""
+    heads = [head for head, _ in shown.heads]
+    widths = [max(map(len, (head, *[line[2][n] for line in shown.lines]))) for n, head in enumerate(heads)]
+    widths[0] = min(widths[0], 14)  # the only one that may wrap
+    bounds = [head for head in heads if head.startswith("L")]
+    kept = list(range(len(heads)))
+    for head in ("Steps", "Tokens", *bounds[:-1], "Seconds", "NLL", "Iter."):
+        if sum(widths[n] + 2 for n in kept) <= width:
+            break
+        kept = [n for n in kept if heads[n] != head]
+    return kept
+
+
+def _print(console: Any, shown: Table) -> None:
     from rich import box
-    from rich import table as rich
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    shown = rich.Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for number, (head, _) in enumerate(table.heads):
-        shown.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0)
-    for method, dim, cells in table.lines:
-        style = "dim" if dim else "bold" if method == "em" else ""
-        shown.add_row(*[Text(cell, style=style) for cell in cells])
-    console.print(shown)
-    for note in table.notes:
+    columns = _fitting(shown, console.width)
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for n in columns:
+        grid.add_column(Text(shown.heads[n][0]), justify="right" if n else "left", no_wrap=n > 0)
+    for _, emphasis, cells in shown.lines:
+        style = {"strong": "bold", "dim": "dim"}.get(emphasis, "")
+        grid.add_row(*[Text(cells[n], style=style) for n in columns])
+    console.print(grid)
+    for note in shown.notes:
         console.print(Text(note, style="dim"))

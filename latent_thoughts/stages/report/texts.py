@@ -123,7 +123,7 @@ def _step(row: Json, oracle: str | None) -> Json:
                 "share": 0.0,
                 "gain": _finite(row["gains"][n]),
                 "finished": draw["finished"],
-                "right": None if oracle is None else draw["finished"] and _clip(draw["text"]) == oracle,
+                "same": None if oracle is None else draw["finished"] and _clip(draw["text"]) == oracle,
                 "chosen": False,
             },
         )
@@ -164,7 +164,7 @@ def _answers(run: Path, results: Results, limit: int) -> Json:
         for row in rows:
             if row["doc_id"] in texts:
                 answer = {"thought": _clip(row["thought"]), "text": _clip(row["text"]), "right": row["right"]}
-                answer["thought_right"] = None if row["oracle"] is None else row["thought"] == row["oracle"]
+                answer["same"] = None if row["oracle"] is None else row["thought"] == row["oracle"]
                 texts[row["doc_id"]]["by"][str(len(models))] = answer
         models.append(name)
     return {"models": models, "texts": list(texts.values())}

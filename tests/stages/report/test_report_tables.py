@@ -1,0 +1,127 @@
+"""Tables and verdicts: figures computed by hand, and no claim that they do not carry."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hand_made import em_row, results, row
+
+from latent_thoughts.stages.report import headline, summary, table
+
+
+def test_standard_errors_over_seeds(tmp_path: Path) -> None:
+    found = results(tmp_path, [em_row(seed=s, accuracy=a) for s, a in ((0, 0.5), (1, 0.7), (2, 0.9))])
+    mean = found.main("em")[-1].mean("accuracy")
+    assert mean is not None and mean.n == 3
+    assert mean.value == pytest.approx(0.7)
+    assert mean.error == pytest.approx(0.2 / math.sqrt(3))  # deviations -0.2, 0, 0.2: variance 0.08 / 2
+    shown = table.main_table(found)
+    assert "70.0 ± 11.5 %" in shown.lines[-1][2]
+    assert "± is the standard error over seeds (n = 3)." in shown.notes
+
+
+def test_one_seed_shows_the_binomial_error_and_says_so(tmp_path: Path) -> None:
+    shown = table.main_table(results(tmp_path, [em_row(accuracy=0.9)]))
+    assert "90.0 ± 3.0 %" in shown.lines[0][2]  # sqrt(0.9 * 0.1 / 100)
+    assert shown.notes[0] == "One seed: ± is the binomial standard error over 100 answers."
+
+
+def test_missing_figures_are_left_out_of_the_mean(tmp_path: Path) -> None:
+    rows = [em_row(seed=0, accuracy=0.4), em_row(seed=1, accuracy=None), em_row(seed=2, accuracy=math.nan)]
+    mean = results(tmp_path, rows).main("em")[-1].mean("accuracy")
+    assert mean is not None and mean.value == pytest.approx(0.4)
+    assert (
+        table.main_table(results(tmp_path, [row("oracle", accuracy=None, bound_per_token=None)])).lines[0][2][3] == "–"
+    )
+
+
+def test_costs_of_em_count_from_the_warm_start_on(tmp_path: Path) -> None:
+    found = results(tmp_path, [row("warm_start"), em_row(iteration=1), em_row(iteration=2)])
+    last = found.main("em")[-1]
+    tokens, seconds = last.spent("train_tokens"), last.spent("seconds.sample", "seconds.train")
+    assert tokens is not None and tokens.value == 3000
+    assert seconds is not None and seconds.value == 5 + 7 + 7
+
+
+def test_the_same_row_twice_counts_once(tmp_path: Path) -> None:
+    line = results(tmp_path, [em_row(accuracy=0.5), em_row(accuracy=0.5)]).main("em")[-1]
+    assert line.mean("accuracy") == summary.Mean(0.5, 0.05, 100, "answers")
+
+
+def test_lines_of_the_table(tmp_path: Path) -> None:
+    rows = [row("oracle"), em_row(iteration=1), em_row(iteration=2), em_row(iteration=1, samples=8),
+            em_row(iteration=2, samples=8), row("raw_tokens")]  # fmt: skip
+    shown = table.main_table(results(tmp_path, rows))
+    assert [(emphasis, cells[0], cells[1], cells[2]) for _, emphasis, cells in shown.lines] == [
+        ("", "Raw text, same raw tokens", "", ""),
+        ("dim", "EM", "1", "2"),
+        ("strong", "EM", "2", "2"),  # K = 2 is the recipe's
+        ("", "EM", "2", "8"),
+        ("", "Oracle thoughts", "", ""),
+    ]
+
+
+def test_known_and_unknown_are_columns_only_where_there_is_data(tmp_path: Path) -> None:
+    def heads(*rows: dict[str, Any]) -> list[str]:
+        return [head for head, _ in table.main_table(results(tmp_path, list(rows))).heads]
+
+    assert "Known" not in heads(em_row())
+    assert {"Known", "Unknown"} <= set(heads(em_row(), row("oracle", accuracy_known=1.0, accuracy_unknown=0.5)))
+
+
+def test_second_table_compares_k(tmp_path: Path) -> None:
+    one = [em_row(iteration=n, samples=2) for n in (1, 2)]
+    assert table.samples_table(results(tmp_path, one)) is None
+    more = [em_row(iteration=n, samples=8, accuracy=0.8, sample_tokens=2400) for n in (1, 2)]
+    shown = table.samples_table(results(tmp_path, one + more))
+    assert shown is not None
+    assert [cells for *_, cells in shown.lines] == [
+        ["default", "2", "50.0 ± 5.0 %", "1200", "4"],
+        ["default", "8", "80.0 ± 4.0 %", "4800", "4"],
+    ]
+
+
+def test_narrow_terminals_keep_accuracy_and_bound(tmp_path: Path) -> None:
+    shown = table.main_table(results(tmp_path, [row("raw_tokens"), em_row(accuracy_known=1.0, accuracy_unknown=0.3)]))
+    kept = [shown.heads[n][0] for n in table._fitting(shown, 72)]
+    assert {"Method", "K", "Accuracy", "Known", "Unknown", "L₄"} <= set(kept)
+    assert "Steps" not in kept
+    assert len(table._fitting(shown, 200)) == len(shown.heads)
+
+
+@pytest.mark.parametrize(
+    ("em", "rival", "words"),
+    [
+        ((0.9, 0.8, 0.85), (0.5, 0.5, 0.5), "EM is ahead of the warm start trained as long: +35.0 points"),
+        ((0.5, 0.5, 0.5), (0.9, 0.8, 0.85), "EM is behind the warm start trained as long: −35.0 points"),
+        ((0.9, 0.4, 0.6), (0.5, 0.5, 0.5), "Not settled between EM and the warm start trained as long: +13.3 points"),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "Not settled between EM and the warm start trained as long: +0.0 points"),
+    ],
+)
+def test_verdicts_claim_no_win_that_is_not_there(
+    tmp_path: Path, em: tuple[float, ...], rival: tuple[float, ...], words: str
+) -> None:
+    rows = [em_row(seed=n, accuracy=a) for n, a in enumerate(em)]
+    rows += [row("warm_start_matched", seed=n, accuracy=a) for n, a in enumerate(rival)]
+    said = headline.headline(results(tmp_path, rows))
+    assert said.verdicts[0].startswith(words)
+    assert f"EM answers {100 * sum(em) / 3:.0f} % right, the warm start trained as long" in said.title
+
+
+def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
+    rows = [em_row(seed=n, accuracy=a) for n, a in enumerate((0.9, 0.8, 0.85))]
+    rows += [row("oracle", seed=n, accuracy=0.5) for n in (2, 1, 0)]
+    found = results(tmp_path, rows)
+    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
+    assert gap is not None and (gap.higher, gap.seeds) == (3, 3)
+    assert gap.value == pytest.approx(0.35)
+    assert gap.margin == pytest.approx(4.30 * 0.05 / math.sqrt(3))
+
+
+def test_without_em_iterations_it_says_so(tmp_path: Path) -> None:
+    said = headline.headline(results(tmp_path, [row("warm_start"), row("raw_tokens")]))
+    assert said.title == "Raw text answers 50 % right, the warm start 50 %"
+    assert said.verdicts == ["No EM iteration has been evaluated yet."]
