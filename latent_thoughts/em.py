@@ -184,7 +184,9 @@ def _more_samples(run: Run) -> Iterator[Row]:
 
 def _preset(run: Run, name: str) -> Sample:
     """The recipe's E-step with another preset's values; what no preset sets is kept."""
-    return run.recipe.sample.model_copy(update={**Sample(preset=name).model_dump(include=set(PRESETS[name])), "preset": name})
+    return run.recipe.sample.model_copy(
+        update={**Sample(preset=name).model_dump(include=set(PRESETS[name])), "preset": name}
+    )
 
 
 def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:

@@ -60,6 +60,7 @@ def _set_to_mean(model: Any, before: int, after: int) -> None:
 
 
 def _from_config(config: Model, vocabulary: int) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     assert isinstance(config.base, dict)
@@ -69,8 +70,8 @@ def _from_config(config: Model, vocabulary: int) -> Any:
         return AutoModelForCausalLM.from_config(
             hf_config, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.base: {error}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"model.base: {' '.join(str(error).split())}") from None
 
 
 def _load_pretrained(config: Model) -> Any:

@@ -86,7 +86,7 @@ class Batches:
 
     def _lay_out(self, epoch: int, index: int) -> list[Piece]:
         config, document = self.config, self.documents[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index + 1])
         forms = format.draw_forms(document, config.layout, config.posterior_share, config.raw_share, rng)
         layout = format.lay_out(document, forms, self.controls)
         labels, ids = format.labels(layout, config.loss_on), np.array(layout.ids, np.int64)

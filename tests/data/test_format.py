@@ -15,7 +15,7 @@ from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 B, EOS, S, E, P, Q = 1, 2, 91, 92, 93, 94
 CONTROLS = Controls(start=S, end=E, prior=P, posterior=Q, bos=B, eos=EOS)
 N = format.IGNORE
-C, Z, T, X = Part.CONTROL, Part.THOUGHT, Part.TARGET, Part.CONTEXT
+C, Z, T, X, F = Part.CONTROL, Part.THOUGHT, Part.TARGET, Part.CONTEXT, Part.EOS
 Ids = tuple[int, ...]
 
 
@@ -36,25 +36,25 @@ def laid_out(forms: list[Form], doc: ThoughtDocument = TWO) -> Layout:
 def test_prior_layout() -> None:
     layout = laid_out([Form.PRIOR, Form.PRIOR])
     assert layout.ids == [B, S, P, 30, E, 10, 11, S, P, 40, 41, E, 20, EOS]
-    assert layout.parts == [C, C, C, Z, Z, X, X, C, C, Z, Z, Z, T, C]
+    assert layout.parts == [C, C, C, Z, Z, X, X, C, C, Z, Z, Z, T, F]
 
 
 def test_posterior_layout() -> None:
     layout = laid_out([Form.POSTERIOR, Form.POSTERIOR])
     assert layout.ids == [B, S, E, 10, 11, S, Q, 30, E, S, E, 20, S, Q, 40, 41, E, EOS]
-    assert layout.parts == [C, C, C, X, X, C, C, Z, Z, C, C, T, C, C, Z, Z, Z, C]
+    assert layout.parts == [C, C, C, X, X, C, C, Z, Z, C, C, T, C, C, Z, Z, Z, F]
 
 
 def test_raw_layout() -> None:
     layout = laid_out([Form.RAW, Form.RAW])
     assert layout.ids == [B, 10, 11, 20, EOS]
-    assert layout.parts == [C, X, X, T, C]
+    assert layout.parts == [C, X, X, T, F]
 
 
 def test_thoughts_only_layout() -> None:
     layout = laid_out([Form.THOUGHTS, Form.THOUGHTS])
     assert layout.ids == [B, 30, 40, 41, EOS]
-    assert layout.parts == [C, Z, Z, Z, C]
+    assert layout.parts == [C, Z, Z, Z, F]
 
 
 def test_forms_mix_within_a_document() -> None:
@@ -65,7 +65,7 @@ def test_forms_mix_within_a_document() -> None:
 def test_a_chunk_without_a_thought_is_raw_in_every_form(form: Form) -> None:
     layout = laid_out([form, Form.PRIOR], document([(10,), (20,)], [None, (40,)]))
     assert layout.ids == [B, 10, S, P, 40, E, 20, EOS]
-    assert layout.parts == [C, T, C, C, Z, Z, T, C]
+    assert layout.parts == [C, T, C, C, Z, Z, T, F]
 
 
 def test_an_empty_thought_is_a_thought() -> None:
@@ -80,13 +80,13 @@ def test_loss_on_all_leaves_out_bos_alone() -> None:
         assert format.labels(layout, "all").tolist() == [N, *layout.ids[1:]]
 
 
-def test_loss_on_targets_is_on_thoughts_with_their_end_and_on_target_text() -> None:
+def test_loss_on_targets_is_on_thoughts_with_their_end_on_target_text_and_on_eos() -> None:
     prior = format.labels(laid_out([Form.PRIOR] * 2), "targets")
-    assert prior.tolist() == [N, N, N, 30, E, N, N, N, N, 40, 41, E, 20, N]
+    assert prior.tolist() == [N, N, N, 30, E, N, N, N, N, 40, 41, E, 20, EOS]
     posterior = format.labels(laid_out([Form.POSTERIOR] * 2), "targets")
-    assert posterior.tolist() == [N, N, N, N, N, N, N, 30, E, N, N, 20, N, N, 40, 41, E, N]
+    assert posterior.tolist() == [N, N, N, N, N, N, N, 30, E, N, N, 20, N, N, 40, 41, E, EOS]
     raw = format.labels(laid_out([Form.RAW] * 2), "targets")
-    assert raw.tolist() == [N, N, N, 20, N]
+    assert raw.tolist() == [N, N, N, 20, EOS]
 
 
 def test_prompts() -> None:
@@ -149,7 +149,8 @@ def test_a_layout_holds_every_token_once(pieces: list[tuple[Ids, Ids | None, boo
     found = list(zip(layout.ids, layout.parts, strict=True))
     assert [i for i, part in found if part in (T, X)] == text
     assert [i for i, part in found if part is Z and i != E] == thoughts
-    assert {i for i, part in found if part is C} <= {B, EOS, S, E, P, Q}
+    assert {i for i, part in found if part is C} <= {B, S, E, P, Q}
+    assert [n for n, (_, part) in enumerate(found) if part is F] == [len(found) - 1]
 
 
 def test_fixed_layouts_give_every_chunk_their_form() -> None:

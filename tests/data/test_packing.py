@@ -117,7 +117,7 @@ def test_labels_are_the_tokens_themselves_and_absent_at_every_border(
         assert labels[0] == format.IGNORE
         carries = labels[1:] != format.IGNORE
         assert (labels[1:][carries] == ids[1:][carries]).all()
-        targets = (parts[1:] == Part.THOUGHT) | (parts[1:] == Part.TARGET)
+        targets = np.isin(parts[1:], (Part.THOUGHT, Part.TARGET, Part.EOS))
         assert (carries == (targets if config.loss_on == "targets" else True)).all()
 
 
