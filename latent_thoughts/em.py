@@ -184,9 +184,8 @@ def _more_samples(run: Run) -> Iterator[Row]:
 
 def _preset(run: Run, name: str) -> Sample:
     """The recipe's E-step with another preset's values; what no preset sets is kept."""
-    return run.recipe.sample.model_copy(
-        update={**Sample(preset=name).model_dump(include=set(PRESETS[name])), "preset": name}
-    )
+    values = Sample.model_validate({"preset": name}).model_dump(include={"preset", *PRESETS[name]})
+    return run.recipe.sample.model_copy(update=values)
 
 
 def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from latent_thoughts import cli
+from latent_thoughts.data.tokenizer import word_tokenizer
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -73,9 +74,11 @@ def test_ask_shows_thought_and_answer(
 def mistakes(tmp_path: Path, small: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str], str]]:
     """Name: (recipe, arguments, what the line says)."""
     lines = tmp_path / "bad.jsonl"
-    lines.write_text('{"text": "Fine. So."}\n{"text": \n')
+    lines.write_text('{"text": ""}\n{"text": \n')
     long = {**small, "sample": {**small["sample"], "max_tokens": 20}}
-    corpus = {**small, "chunking": {}}
+    word_tokenizer(["so "]).save_pretrained(tmp_path / "tokenizer")
+    model = {**small["model"], "tokenizer": str(tmp_path / "tokenizer")}
+    corpus = {**small, "chunking": {}, "model": model}
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text('{"model_type": "llama"}')
