@@ -16,6 +16,7 @@ from latent_thoughts.data import worlds
 from latent_thoughts.types import Document, UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
+_NOT_TEXT = {".json", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".arrow", ".pdf"}
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -72,7 +73,11 @@ def files(config: Data) -> list[Path]:
 
 
 def _guess(path: Path) -> str:
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix, "text")
+    """The format by file name. Raises UserError for files that are surely not plain text."""
+    suffix = path.suffix.lower()
+    if suffix in _NOT_TEXT:
+        raise UserError(f"{path}: {suffix} files are not read as they are: convert them to JSONL, or set data.format")
+    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffix, "text")
 
 
 def _jsonl(path: Path) -> Iterator[Row | UserError]:

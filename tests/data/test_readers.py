@@ -221,3 +221,10 @@ def test_files_that_are_not_what_they_are_called_are_named_or_skipped(tmp_path: 
     skipped: list[str] = []
     assert [d.text for d in read(tmp_path, skipped, malformed="skip")][-1] == "good"
     assert len(skipped) == 3
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.jsonl.gz"])
+def test_files_that_are_not_plain_text_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="convert them to JSONL, or set data.format"):
+        list(readers.read(Data(source=str(tmp_path / name)), 0))
