@@ -70,7 +70,9 @@ def main() -> None:
     machine = {"python": platform.python_version(), "torch": torch.__version__, "matmul_gflops_fp32": matmul_gflops()}
     print(f"matrix product, fp32, one core: {machine['matmul_gflops_fp32']:.0f} GFLOP/s")
     if arguments.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         result = {"name": "muon", "commit": commit, "machine": machine, "rows": rows, "ratios": ratios}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

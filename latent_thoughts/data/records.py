@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from latent_thoughts import weights
 from latent_thoughts.store import read_manifest, read_rows
-from latent_thoughts.types import Chunk, Posterior, ThoughtDocument, UserError
+from latent_thoughts.types import Chunk, Posterior, ThoughtDocument
 
 IDS = pa.list_(pa.int32())
 
@@ -105,11 +105,8 @@ def shards(folder: Path, split: str) -> Iterator[tuple[str, list[ThoughtDocument
 
 
 def documents(folder: Path, split: str) -> list[ThoughtDocument]:
-    """All documents of one split. Raises UserError where there are none."""
-    found = [document for _, part in shards(folder, split) for document in part]
-    if not found:
-        raise UserError(f"{folder} holds no {split} documents")
-    return found
+    """All documents of one split; there may be none."""
+    return [document for _, part in shards(folder, split) for document in part]
 
 
 def posterior_row(posterior: Posterior, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:

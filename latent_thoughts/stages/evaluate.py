@@ -61,6 +61,8 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
         return manifest
     began = time.perf_counter()
     documents = records.documents(prepared, "held_out")[: config.documents]
+    if not documents:
+        raise UserError("no document is held out: raise data.held_out, or data.limit")
     tokenizer, controls = models.load_tokenizer(model / "model")
     engine = TorchEngine(models.load(model / "model", recipe.model), recipe.engine)
     examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)

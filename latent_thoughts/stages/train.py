@@ -174,6 +174,8 @@ def train(
 
 def _trainer(config: Train, model_config: Model, base: Path, sources: Sequence[Source], seed: int) -> Trainer:
     documents = [document for path, split in sources for document in records.documents(path, split)]
+    if not documents:
+        raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()
     if config.dropout:

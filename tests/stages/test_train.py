@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from latent_thoughts.config import Train, resolve
 from latent_thoughts.data import format
+from latent_thoughts.data.records import DOCUMENTS
 from latent_thoughts.em import Run
 from latent_thoughts.stages import train as training
+from latent_thoughts.store import Stage
 from latent_thoughts.types import UserError
 
 
@@ -139,3 +141,15 @@ def test_dropout_is_active_in_training_alone(run: Run) -> None:
     assert not torch.equal(model(ids).logits, model(ids).logits)
     model.eval()
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "sample", "sample", "k")
+    stage.write("corpus-00000.parquet", [], DOCUMENTS, {})
+    stage.close(["corpus-00000.parquet"], {})
+    empty = [(tmp_path / "sample", "corpus")]
+    config = run.recipe.train.with_budget("steps", 2)
+    given = [(run.warm_start / "synthesize", "warm_start")]
+    assert run._train(config, given + empty, tmp_path / "some").counts["step"] == 2
+    with pytest.raises(UserError, match="the E-step accepted no thought"):
+        run._train(config, empty, tmp_path / "none")

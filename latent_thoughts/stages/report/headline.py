@@ -78,6 +78,8 @@ def verdict(em: Line, rival: Line, metric: str) -> str | None:
         return None
     name, sign = IN_WORDS.get(rival.method, rival.name), -1 if metric == "nll_per_token" else 1
     evidence = _evidence(found, metric)
+    if found.seeds == 2:
+        return f"EM against {name}: {_signed(found.value, metric)} ({evidence}; two are too few for an interval)."
     if not found.settled:
         return f"Not settled between EM and {name}: {_signed(found.value, metric)} ({evidence})."
     place = "ahead of" if sign * found.value > 0 else "behind"

@@ -39,9 +39,6 @@ MEANINGS = {
     "oracle": "the data’s own thoughts for every document: what perfect thoughts would give",
 }
 
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; few seeds deserve wide intervals.
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
-
 
 @dataclass(frozen=True, slots=True)
 class Mean:
@@ -222,7 +219,10 @@ class Difference:
 
 
 def difference(first: Line, second: Line, name: str) -> Difference | None:
-    """None where no seed has both. A single seed's interval is that of its answers (binomial)."""
+    """Paired by seed, with Student's interval from three seeds on; None where no seed has both.
+
+    A single seed's interval is that of its answers (binomial).
+    """
     pairs = [(figure(row, name), figure(second.rows.get(seed, {}), name)) for seed, row in first.rows.items()]
     gaps = [a - b for a, b in pairs if a is not None and b is not None]
     found = mean(gaps)
@@ -230,8 +230,10 @@ def difference(first: Line, second: Line, name: str) -> Difference | None:
         return None
     margin = None
     if found.error is not None:
-        quantile = STUDENT[found.n - 2] if found.n - 2 < len(STUDENT) else 1.96
-        margin = quantile * found.error
+        # Two seeds leave one degree of freedom: an interval wider than any accuracy, which says nothing.
+        from scipy import stats  # heavy, and wanted here alone
+
+        margin = float(stats.t.ppf(0.975, found.n - 1)) * found.error if found.n > 2 else None
     elif (a := first.mean(name)) and (b := second.mean(name)) and a.error is not None and b.error is not None:
         margin = 1.96 * math.hypot(a.error, b.error)
     return Difference(found.value, margin, sum(g > 0 for g in gaps), len(gaps))

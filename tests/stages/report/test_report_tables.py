@@ -118,7 +118,7 @@ def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
     gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
     assert gap is not None and (gap.higher, gap.seeds) == (3, 3)
     assert gap.value == pytest.approx(0.35)
-    assert gap.margin == pytest.approx(4.30 * 0.05 / math.sqrt(3))
+    assert gap.margin == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
 
 
 def test_without_em_iterations_it_says_so(tmp_path: Path) -> None:
