@@ -21,6 +21,9 @@ from latent_thoughts.em import em
 from latent_thoughts.store import read_manifest
 
 
+BASELINE = ["baselines/raw_tokens/train", "baselines/raw_tokens/evaluate"]
+
+
 def figures(folder: Path) -> list[dict[str, Any]]:
     """The results without the clock's."""
     rows = json.loads((folder / "results.json").read_text())["rows"]
@@ -139,12 +142,13 @@ def test_killed_and_resumed_equals_undisturbed(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(small))
     command = [sys.executable, "-m", "latent_thoughts.cli", "em", str(recipe), "--out", str(tmp_path / "killed")]
-    stages = 10  # base, prepare, synthesize, train, evaluate, sample, train, evaluate, train, evaluate
+    iterations = [f"iter_{n:02}/{stage}" for n, stage in ((0, "train"), (0, "evaluate"), (1, "sample"), (1, "train"))]
+    stages = ["base", "prepare", "iter_00/synthesize", *iterations, "iter_01/evaluate", *BASELINE]
     for moment in moments:
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None:
-            done = len(list((tmp_path / "killed").rglob("stage.json")))
-            if done >= moment * stages:
+            done = sum((tmp_path / "killed" / stage / "stage.json").exists() for stage in stages)
+            if done >= moment * len(stages):
                 time.sleep(0.1)  # into the stage
                 os.kill(process.pid, signal.SIGKILL)
                 break
