@@ -20,7 +20,6 @@ from latent_thoughts.data import records
 from latent_thoughts.em import em
 from latent_thoughts.store import read_manifest
 
-
 BASELINE = ["baselines/raw_tokens/train", "baselines/raw_tokens/evaluate"]
 
 
