@@ -19,7 +19,7 @@ check: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 gsm8k: .venv/gsm8k.stamp
-	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml --out runs/gsm8k $(SET)
+	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml $(SET) --out runs/gsm8k
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

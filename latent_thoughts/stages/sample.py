@@ -55,7 +55,8 @@ def sample(
     worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
     engine = None
     totals: defaultdict[str, float] = defaultdict(float)
-    with track("sample", recipe_chunks(inputs["prepare"], names), "documents") as advance:
+    sizes = {name: inputs["prepare"].shards[name]["rows"] for name in names}
+    with track("sample", sum(sizes.values()), "documents") as advance:
         for name in names:
             counts = stage.done(name)
             if counts is None:
@@ -63,13 +64,9 @@ def sample(
                 counts = _write_shard(stage, name, prepared, worker, engine)
             for figure, value in counts.items():
                 totals[figure] += value
-            advance(inputs["prepare"].shards[name]["rows"], **_live(totals))
+            advance(sizes[name], **_live(totals))
     thought_names = [name.replace("corpus-", "posterior-") for name in names]
     return stage.close(names + thought_names, {**totals, **health(totals)})
-
-
-def recipe_chunks(prepared: Manifest, names: Sequence[str]) -> int:
-    return sum(prepared.shards[name]["rows"] for name in names)
 
 
 def _write_shard(stage: Stage, name: str, prepared: Path, worker: Worker, engine: Engine) -> dict[str, Any]:
