@@ -203,10 +203,13 @@ class Examiner:
         return rows
 
 
-def ratio(values: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Σ values / Σ sizes, and its standard error over groups (documents), linearised (Cochran 1977, 6.4)."""
+def ratio(values: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """Σ values / Σ sizes, and its standard error over groups (documents), linearised (Cochran 1977, 6.4).
+
+    None where there are no values.
+    """
     if not len(values):
-        return float("nan"), float("nan")
+        return None, None
     mean = values.sum() / sizes.sum()
     residuals = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean * sizes)
     n = len(residuals)

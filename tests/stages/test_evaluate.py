@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,18 @@ def test_ratio_and_its_error_against_a_bootstrap() -> None:
     sizes, groups = rng.integers(1, 20, 300).astype(float), rng.integers(0, 100, 300)
     values = sizes * rng.normal(2, 0.5, 300) + rng.normal(0, 3, 100)[groups]
     mean, error = evaluating.ratio(values, sizes, groups)
+    assert mean is not None and error is not None
     assert mean == pytest.approx(values.sum() / sizes.sum())
     by_group = [(values[groups == g].sum(), sizes[groups == g].sum()) for g in range(100) if (groups == g).any()]
     table = np.array(by_group)
     draws = [table[rng.integers(0, len(table), len(table))].sum(0) for _ in range(3000)]
     assert error == pytest.approx(np.std([v / s for v, s in draws]), rel=0.1)
+
+
+def test_a_model_that_never_ends_a_thought_has_no_bound(warm: Run) -> None:
+    """No thought fits in no tokens at all here: the model has learnt to think of several words."""
+    recipe = resolve(warm.recipe.model_dump(), ["sample.max_thought_tokens=1"])
+    counts = Run(recipe, warm.folder).evaluate(warm.warm_start).counts
+    assert counts["bound_1_unfinished"] == counts["bound_4_unfinished"]
+    assert (counts["bound_4_per_token"] is None) == (counts["bound_4_unfinished"] == 1)
+    json.dumps(counts, allow_nan=False)
