@@ -21,7 +21,7 @@ import torch
 from latent_thoughts.optim import Muon
 
 SHAPES = {2: [(64, 64)] * 8 + [(128, 64)] * 4 + [(64, 128)] * 2, 12: [(64, 64)] * 48 + [(256, 64)] * 36}
-REPEATS, STEPS = 15, 20
+REPEATS, STEPS = 7, 10
 
 
 def parameters(layers: int) -> list[torch.nn.Parameter]:
