@@ -89,7 +89,7 @@ def test_ratio_and_its_error_against_a_bootstrap() -> None:
 
 
 def test_a_model_that_never_ends_a_thought_has_no_bound(warm: Run) -> None:
-    """No thought fits in no tokens at all here: the model has learnt to think of several words."""
+    """With room for one token hardly a thought ends; what has no finite bound is null, never NaN."""
     recipe = resolve(warm.recipe.model_dump(), ["sample.max_thought_tokens=1"])
     counts = Run(recipe, warm.folder).evaluate(warm.warm_start).counts
     assert counts["bound_1_unfinished"] == counts["bound_4_unfinished"]
