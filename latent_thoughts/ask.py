@@ -6,9 +6,9 @@ from pathlib import Path
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Model
-from latent_thoughts.data import format
 from latent_thoughts.data.tokenizer import Codec
-from latent_thoughts.engines.base import SampleRequest
+from latent_thoughts.engines.base import in_order
+from latent_thoughts.engines.joint import Answering
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.types import UserError
 
@@ -22,10 +22,7 @@ def ask(
         raise UserError(f"{folder} is not a model folder (no config.json)")
     tokenizer, controls = models.load_tokenizer(folder)
     codec, engine = Codec(tokenizer), TorchEngine(models.load(folder, Model()))
-    prompt = format.prior_prompt(controls, (controls.bos, *codec.encode(question)))
-    request = SampleRequest(prompt, (seed,), max_thought_tokens)
-    abort = controls.never_in_thoughts
-    thought = engine.sample([request], stop=controls.end, abort=abort, temperature=temperature)[0][0]
-    request = SampleRequest((*prompt, *thought.ids, controls.end), (seed + 1,), max_answer_tokens)
-    answer = engine.sample([request], stop=controls.eos, abort=abort | {controls.end}, temperature=temperature)[0][0]
-    return codec.decode(thought.ids), codec.decode(answer.ids)
+    how = Answering(controls, True, max_thought_tokens, max_answer_tokens, temperature)
+    job = how.job((controls.bos, *codec.encode(question)), (seed, seed + 1))
+    (thought, answer), *_ = in_order(engine, [job])
+    return codec.decode(thought.ids), codec.decode(answer)

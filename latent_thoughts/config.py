@@ -119,8 +119,9 @@ class Engine(Section):
     """Limits of the sampling and scoring engine."""
 
     sequences: Positive = 64  # decoded at a time
-    tokens: Positive = 65536  # key-value positions held at a time
-    logits: Positive = 2**26  # logits held at a time (rows x positions x vocabulary)
+    tokens: Positive = 65536  # key-value positions held at a time, by contexts and again by draws
+    pass_tokens: Positive = 4096  # encoded in one pass
+    logits: Positive = 2**26  # held at a time (positions x vocabulary)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -144,7 +145,6 @@ class Sample(Section):
     context_chunks: Positive = 3
     max_tokens: Positive = 2048  # context + thought + chunk + control tokens
     max_gap: float = 1.0  # nats a thought; sampler and scorer that disagree by more stop the run
-    batch_chunks: Positive = 256  # inferred at a time
 
     @model_validator(mode="before")
     @classmethod
@@ -229,6 +229,7 @@ class EM(Section):
     regime: Literal["fixed", "continual"] = "fixed"
     keep_warm_start: bool = True  # the warm-start documents stay in every M-step
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
+    raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
     baselines: list[Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]] = ["raw_tokens"]
     samples: list[Positive] = []  # further EM runs with these K, in both presets
 
@@ -255,16 +256,24 @@ class Recipe(Section):
         return {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
 
     @model_validator(mode="after")
-    def _warm_start_is_valid(self) -> Recipe:
-        _ = self.warm_start_train  # so that a mistake shows before anything runs
+    def _overrides_are_valid(self) -> Recipe:
+        _ = self.warm_start_train, self.raw_train  # so that a mistake shows before anything runs
         return self
 
     @property
     def warm_start_train(self) -> Train:
-        values, overrides = self.train.model_dump(exclude_unset=True), self.em.warm_start
+        return self._train(self.em.warm_start, "em.warm_start")
+
+    @property
+    def raw_train(self) -> Train:
+        """Raw baselines train on text alone; their budget is set by what they are matched to."""
+        return self._train({**self.em.raw, "layout": "raw", "raw_share": 0.0}, "em.raw")
+
+    def _train(self, overrides: dict[str, Any], where: str) -> Train:
+        values = self.train.model_dump(exclude_unset=True)
         if any(name in overrides for name in BUDGETS):
             values = {name: value for name, value in values.items() if name not in BUDGETS}
-        return parse(Train, {**values, **overrides}, "em.warm_start")
+        return parse(Train, {**values, **overrides}, where)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -197,8 +197,7 @@ def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:
 def _raw(run: Run, loop: Loop, method: str, unit: str) -> Iterator[Row]:
     """The same documents without thoughts, for as many raw tokens, or tokens in all, as the whole EM run."""
     folder = run.folder / "baselines" / method
-    config = run.recipe.train.model_copy(update={"layout": "raw", "raw_share": 0.0})
-    config = config.with_budget(unit, _trained_tokens(run, loop, unit))
+    config = run.recipe.raw_train.with_budget(unit, _trained_tokens(run, loop, unit))
     trained = run._train(config, [(run.prepared, "warm_start"), (run.prepared, "corpus")], folder)
     yield row(run, method, 0, 0, trained, run.evaluate(folder, thinks=False))
 

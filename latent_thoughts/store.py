@@ -97,11 +97,13 @@ class Stage:
 
     def _claim(self) -> None:
         marker = self.folder / "stage.json"
-        if self.folder.exists():
+        for stale in self.folder.glob(".*.tmp"):  # of a process that was killed: this one holds the run's lock
+            _remove(stale)
+        if self.folder.exists() and any(self.folder.iterdir()):
             owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
             if owner != self.key:
                 os.replace(self.folder, _free(self._aside(owner)))
-        if not self.folder.exists() and self._aside(self.key).exists():
+        if not marker.exists() and self._aside(self.key).exists():
             os.replace(self._aside(self.key), self.folder)
         if not marker.exists():
             write_json(marker, {"stage": self.name, "key": self.key})

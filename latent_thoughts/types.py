@@ -61,13 +61,15 @@ class Draw:
     """One sampled thought.
 
     `ids` exclude the end token. `logprobs` (nats, under the distribution really sampled, so at its
-    temperature) cover `ids`, and the end token where `finish` is "end". Other finishes: "length"
-    (no end token within the limit) and "control" (another control token came up).
+    temperature) cover `ids`, and the end token where `finish` is "end"; `model_logprobs` are the
+    same untempered. Other finishes: "length" (no end token within the limit) and "control" (another
+    control token came up).
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str
+    model_logprobs: tuple[float, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -96,7 +98,8 @@ class Posterior:
 
     `log_weights` and `gains` have one entry a draw (K). `chosen` is the accepted draw's index,
     -1 where none was accepted. `raw_logprob` = log p(x | c) without a thought. `gap` is the mean
-    |log q by the sampler - log q by the scorer| over finished draws, each under its own proposal.
+    |log q by the sampler - log q by the scorer| over finished draws that were scored anew, each under
+    its own proposal; None where none was.
     """
 
     chunk: Chunk
@@ -106,7 +109,7 @@ class Posterior:
     gains: np.ndarray
     chosen: int
     raw_logprob: float
-    gap: float
+    gap: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,6 @@ from latent_thoughts.data import records
 from latent_thoughts.em import em
 from latent_thoughts.store import read_manifest
 
-BASELINE = ["baselines/raw_tokens/train", "baselines/raw_tokens/evaluate"]
-
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """The results without the clock's."""
@@ -131,27 +129,43 @@ def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dic
     assert shards[0] and shards[1] and not shards[0] & shards[1]  # fresh slices
 
 
-@pytest.mark.parametrize("moments", [(0.35, 0.55), (0.7, 0.9)])
-def test_killed_and_resumed_equals_undisturbed(
-    tmp_path: Path, small: dict[str, Any], moments: tuple[float, float]
-) -> None:
-    """SIGKILL at several moments; the same command again gives the same results."""
+STAGES = ["base", "prepare", "iter_00/synthesize", "iter_01/sample"]
+TRAINED = ["iter_00", "iter_01", "baselines/raw_tokens"]
+
+
+def test_killed_at_every_commit_equals_undisturbed(tmp_path: Path, small: dict[str, Any]) -> None:
+    """SIGKILL in the middle of every stage, again and again; the same command gives the same results."""
     small["em"] = {"iterations": 1, "baselines": ["raw_tokens"]}
+    small["data"]["shard_documents"] = 24
+    small["train"] |= {"steps": 15, "checkpoint_steps": 5}
     em(resolve(json.loads(json.dumps(small))), tmp_path / "undisturbed")
-    recipe = tmp_path / "recipe.yaml"
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "killed"
     recipe.write_text(yaml.safe_dump(small))
-    command = [sys.executable, "-m", "latent_thoughts.cli", "em", str(recipe), "--out", str(tmp_path / "killed")]
-    iterations = [f"iter_{n:02}/{stage}" for n, stage in ((0, "train"), (0, "evaluate"), (1, "sample"), (1, "train"))]
-    stages = ["base", "prepare", "iter_00/synthesize", *iterations, "iter_01/evaluate", *BASELINE]
-    for moment in moments:
+    script, deaths = Path(__file__).with_name("killing.py"), tmp_path / "deaths"
+    command = [sys.executable, str(script), str(deaths), "em", str(recipe), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    killed = {Path(line).relative_to(out) for line in deaths.read_text().splitlines() if line.startswith(str(out))}
+    stages = [*STAGES, *(f"{folder}/{stage}" for folder in TRAINED for stage in ("train", "evaluate"))]
+    assert {str(path.parent) for path in killed} >= set(stages)
+    assert {Path("iter_01/sample/posterior-00001.parquet"), Path("iter_01/train/checkpoint.pt")} <= killed
+    assert {Path("results.json"), Path("report.html")} <= killed
+    assert figures(out) == figures(tmp_path / "undisturbed")
+
+
+def test_killed_by_the_clock_equals_undisturbed(tmp_path: Path, small: dict[str, Any]) -> None:
+    """Another process ends it by SIGKILL at moments nobody chose."""
+    small["em"] = {"iterations": 1, "baselines": []}
+    em(resolve(json.loads(json.dumps(small))), tmp_path / "undisturbed")
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "killed"
+    recipe.write_text(yaml.safe_dump(small))
+    command = [sys.executable, "-m", "latent_thoughts.cli", "em", str(recipe), "--out", str(out)]
+    for more in (0.4, 0.9):  # seconds after the run folder has moved on
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None:
-            done = sum((tmp_path / "killed" / stage / "stage.json").exists() for stage in stages)
-            if done >= moment * len(stages):
-                time.sleep(0.1)  # into the stage
-                os.kill(process.pid, signal.SIGKILL)
-                break
+        before = len(list(out.rglob("*.json")))
+        while len(list(out.rglob("*.json"))) == before and process.poll() is None:
             time.sleep(0.01)
+        time.sleep(more)
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command, check=True, capture_output=True)
-    assert figures(tmp_path / "killed") == figures(tmp_path / "undisturbed")
+    assert figures(out) == figures(tmp_path / "undisturbed")

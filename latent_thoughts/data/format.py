@@ -67,6 +67,11 @@ def posterior_prompt(controls: Controls, c: Ids, x: Ids) -> Ids:
     return (*c, controls.start, controls.end, *x, controls.start, controls.posterior)
 
 
+def chunk_in_posterior_prompt(x: Ids) -> tuple[int, int]:
+    """Where x stands in `posterior_prompt` without context: behind S E, in the thoughtless form."""
+    return 2, 2 + len(x)
+
+
 def prior_prompt(controls: Controls, c: Ids) -> Ids:
     """c S P: what z ~ p(z | c) continues; with z E x behind it, the prior form."""
     return (*c, controls.start, controls.prior)

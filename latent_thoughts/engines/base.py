@@ -1,51 +1,115 @@
-"""What an engine is: token ids in, token ids and log-probabilities out. Text does not exist here."""
+"""What an engine is: token ids in, token ids and log-probabilities out. Text does not exist here.
+
+Work comes as jobs. A job is a context and a program behind it: a generator that yields requests, is
+sent their results, and returns what it found. So the steps of one chunk read from top to bottom,
+and an engine is free to interleave the steps of many.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from latent_thoughts.types import Draw
 
 Ids = tuple[int, ...]
-Progress = Callable[[int], None]  # told the number of tokens just worked off
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One prompt, continued once a seed."""
+    """One prompt behind the job's context, continued once a seed.
+
+    Of the prompt's own tokens those in `scored` (start, stop) are scored too, at temperature 1.
+    """
 
     prompt: Ids
     seeds: tuple[int, ...]
+    scored: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to draw. Draws end with `stop` (finish "end", not among the ids), with an id of `abort`
+    (finish "control") or at `max_tokens` (finish "length"). Temperature 0 is greedy."""
+
     max_tokens: int
+    stop: int
+    abort: frozenset[int]
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Answered by a list with a `Sampled` a request."""
+
+    requests: tuple[SampleRequest, ...]
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What came of a SampleRequest: one draw a seed, and the scored tokens' log-probabilities."""
+
+    draws: tuple[Draw, ...]
+    scores: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """One prefix, and the continuations to score behind it. Continuations may be empty."""
+    """One prefix behind the job's context, and the continuations to score behind it (they may be empty)."""
 
     prefix: Ids
     continuations: tuple[Ids, ...]
 
 
-class Engine(Protocol):
-    def sample(
-        self, requests: Sequence[SampleRequest], *, stop: int, abort: frozenset[int], temperature: float
-    ) -> list[list[Draw]]:
-        """One list of draws a request, in order of its seeds.
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Answered by one list a request: an array a continuation, nats, shape (temperatures, tokens)."""
 
-        Draws end with `stop` (finish "end", not among the ids), with an id of `abort` (finish
-        "control") or at `max_tokens` (finish "length"). Temperature 0 is greedy. A draw depends on
-        its prompt and its seed alone, not on what else is in the batch.
+    requests: tuple[ScoreRequest, ...]
+    temperatures: tuple[float, ...] = (1.0,)
+
+
+Request = Sampling | Scoring
+Program = Generator[Request, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A context, encoded once, and what is asked behind it. Context and prompt together are not empty."""
+
+    context: Ids
+    program: Program
+
+
+class Engine(Protocol):
+    one_numerics: bool
+    """Whether scoring a draw gives the log-probabilities it was sampled with, so that it can be spared."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
+        """Runs the programs; yields (index of the job, what its program returned) as they finish.
+
+        A result depends on its own job alone, not on what else is running.
         """
         ...
 
-    def score(self, requests: Sequence[ScoreRequest], temperatures: Sequence[float] = (1.0,)) -> list[list[np.ndarray]]:
-        """One array a continuation: log-probabilities in nats, shape (temperatures, tokens)."""
-        ...
+
+def ask(engine: Engine, requests: Sequence[Request]) -> list[Any]:
+    """The answers to single requests, in order."""
+
+    def once(request: Request) -> Program:
+        return (yield request)
+
+    return in_order(engine, [Job((), once(request)) for request in requests])
+
+
+def in_order(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
+    """What the programs returned, in the jobs' order."""
+    results = dict(engine.run(jobs))
+    return [results[n] for n in range(len(jobs))]
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""The E-step on chunks: sample thoughts, score them, weigh them, choose one (method, section 5)."""
+"""The E-step on one chunk: sample thoughts, score them, weigh them, choose one (method, section 5)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from latent_thoughts import weights
 from latent_thoughts.config import Sample
 from latent_thoughts.data import format
 from latent_thoughts.data.tokenizer import Controls
-from latent_thoughts.engines.base import Engine, Ids, SampleRequest, ScoreRequest
+from latent_thoughts.engines.base import Engine, How, Ids, Job, SampleRequest, Sampling, ScoreRequest, Scoring, in_order
 from latent_thoughts.types import Chunk, Draw, Posterior, ScoredDraw, UserError
+
+POSTERIOR, PRIOR = "posterior", "prior"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,67 +61,133 @@ def infer(
     engine: Engine, batch: Sequence[Task], controls: Controls, config: Sample, seeds: Seeds, temperature: float
 ) -> list[Posterior]:
     """Runs the E-step on a batch of chunks; the result of a chunk does not depend on the others."""
-    drawn = propose(engine, batch, controls, config, seeds, temperature)
-    return score(engine, batch, drawn, controls, config, seeds, temperature)
-
-
-def propose(
-    engine: Engine, batch: Sequence[Task], controls: Controls, config: Sample, seeds: Seeds, temperature: float
-) -> list[list[tuple[str, Draw]]]:
-    """K draws a chunk: about `posterior_share` of them from q(z | c, x), the rest from p(z | c).
-
-    The number of posterior draws is K times the share, rounded up or down at random so that its
-    mean is exact, which keeps the mixture's weights unbiased for every K.
-    """
-    requests: list[SampleRequest] = []
-    for task in batch:
-        mean = config.k * config.posterior_share
-        from_posterior = int(mean + seeds.rng(task.chunk, "mixture").random())
-        numbers = [seeds.draw(task.chunk, k) for k in range(config.k)]
-        posterior = format.posterior_prompt(controls, task.context, task.chunk.ids)
-        prior = format.prior_prompt(controls, task.context)
-        requests.append(SampleRequest(posterior, tuple(numbers[:from_posterior]), config.max_thought_tokens))
-        requests.append(SampleRequest(prior, tuple(numbers[from_posterior:]), config.max_thought_tokens))
-    draws = engine.sample(requests, stop=controls.end, abort=controls.never_in_thoughts, temperature=temperature)
-    return [
-        [("posterior", d) for d in draws[2 * n]] + [("prior", d) for d in draws[2 * n + 1]] for n in range(len(batch))
-    ]
-
-
-def score(
-    engine: Engine,
-    batch: Sequence[Task],
-    drawn: Sequence[Sequence[tuple[str, Draw]]],
-    controls: Controls,
-    config: Sample,
-    seeds: Seeds,
-    temperature: float,
-) -> list[Posterior]:
-    """Scores every distinct finished thought once under both forms, weighs and chooses.
-
-    log q is taken under the tempered distribution that was sampled, log p never is.
-    """
-    distinct = [list(dict.fromkeys(d.ids for _, d in draws if d.finished)) for draws in drawn]
-    end = (controls.end,)
-    posterior, joint, raw = [], [], []
-    for task, thoughts in zip(batch, distinct, strict=True):
-        c, x = task.context, task.chunk.ids
-        joint.append(ScoreRequest(format.prior_prompt(controls, c), tuple(z + end + x for z in thoughts)))
-        raw.append(ScoreRequest(format.thoughtless_prompt(controls, c), (x,)))
-        prompt = format.posterior_prompt(controls, c, x)
-        posterior.append(ScoreRequest(prompt, tuple(z + end for z in thoughts)))
-    temperatures = (1.0, temperature)
-    scores = engine.score([*posterior, *joint], temperatures)
-    raw_scores = engine.score(raw)
-    results = []
-    for n, task in enumerate(batch):
-        table = {z: _sums(scores[n][i], scores[len(batch) + n][i], len(z) + 1) for i, z in enumerate(distinct[n])}
-        results.append(_posterior(task, drawn[n], table, float(raw_scores[n][0].sum()), config, seeds))
-    return results
+    step = Step(controls, config, seeds, temperature, rescore=not engine.one_numerics)
+    return in_order(engine, [Job(task.context, step.infer(task)) for task in batch])
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
+class Step:
+    """The E-step on one chunk, as a program for an engine: each method asks, and is sent the answers.
+
+    With `rescore`, posterior draws are scored anew, because another engine drew them; without, the
+    log-probabilities they were drawn with stand.
+    """
+
+    controls: Controls
+    config: Sample
+    seeds: Seeds
+    temperature: float
+    rescore: bool
+
+    def infer(self, task: Task) -> Generator[Any, Any, Posterior]:
+        drawn, raw_logprob = yield from self.propose(task)
+        return (yield from self.weigh(task, drawn, raw_logprob))
+
+    def propose(self, task: Task) -> Generator[Any, Any, tuple[list[Drawn], float]]:
+        """K draws: about `posterior_share` of them from q(z | c, x), the rest from p(z | c); and log p(x | c).
+
+        The number of posterior draws is K times the share, rounded up or down at random so that its
+        mean is exact, which keeps the mixture's weights unbiased for every K. The thoughtless form
+        is how the posterior's prompt begins, so that its score costs nothing.
+        """
+        config, chunk = self.config, task.chunk
+        mean = config.k * config.posterior_share
+        from_posterior = int(mean + self.seeds.rng(chunk, "mixture").random())
+        numbers = tuple(self.seeds.draw(chunk, k) for k in range(config.k))
+        prompt = format.posterior_prompt(self.controls, (), chunk.ids)
+        requests = [SampleRequest(prompt, numbers[:from_posterior], format.chunk_in_posterior_prompt(chunk.ids))]
+        if from_posterior < config.k:
+            requests.append(SampleRequest(format.prior_prompt(self.controls, ()), numbers[from_posterior:]))
+        how = How(config.max_thought_tokens, self.controls.end, self.controls.never_in_thoughts, self.temperature)
+        sampled = yield Sampling(tuple(requests), how)
+        names = (POSTERIOR, PRIOR)
+        drawn = [(name, draw) for name, found in zip(names, sampled, strict=False) for draw in found.draws]
+        return drawn, float(sampled[0].scores.sum())
+
+    def weigh(self, task: Task, drawn: Sequence[Drawn], raw_logprob: float) -> Generator[Any, Any, Posterior]:
+        """Scores every distinct finished thought once under both forms, weighs and chooses.
+
+        log q is taken under the tempered distribution that was sampled, log p never is.
+        """
+        x, end = task.chunk.ids, (self.controls.end,)
+        thoughts = list(dict.fromkeys(d.ids for _, d in drawn if d.finished))
+        known = {} if self.rescore else {d.ids: d for name, d in drawn if name == POSTERIOR and d.finished}
+        unknown = [z for z in thoughts if z not in known]
+        joint = ScoreRequest(format.prior_prompt(self.controls, ()), tuple(z + end + x for z in thoughts))
+        backward = ScoreRequest(format.posterior_prompt(self.controls, (), x), tuple(z + end for z in unknown))
+        scores = yield Scoring((joint, backward), (1.0, self.temperature))
+        posterior = {z: _totals(values) for z, values in zip(unknown, scores[1], strict=True)}
+        posterior |= {z: (sum(d.model_logprobs), sum(d.logprobs)) for z, d in known.items()}
+        table = {z: _scores(posterior[z], values, len(z) + 1) for z, values in zip(thoughts, scores[0], strict=True)}
+        return self._posterior(task, drawn, table, raw_logprob)
+
+    def _posterior(
+        self, task: Task, drawn: Sequence[Drawn], table: dict[Ids, _Scores], raw_logprob: float
+    ) -> Posterior:
+        config = self.config
+        finished = np.array([d.finished for _, d in drawn])
+        scores = [table[d.ids] if d.finished else _NOT_SCORED for _, d in drawn]
+        log_q = weights.log_mixture(
+            [s.tempered_posterior for s in scores], [s.tempered_prior for s in scores], config.posterior_share
+        )
+        log_x = np.array([s.log_x for s in scores])
+        log_weights = weights.log_weights([s.log_prior + s.log_x for s in scores], log_q, finished)
+        gains = log_x - raw_logprob
+        chosen = weights.choose(log_weights, config.choose, self.seeds.rng(task.chunk, "choice"))
+        if chosen >= 0 and config.accept == "gain" and not gains[chosen] > config.margin:
+            chosen = -1
+        draws = tuple(
+            ScoredDraw(d, proposal, s.log_posterior, s.log_prior, s.log_x, float(q))
+            for (proposal, d), s, q in zip(drawn, scores, log_q, strict=True)
+        )
+        gaps = [
+            abs(sum(d.logprobs) - (s.tempered_posterior if proposal == POSTERIOR else s.tempered_prior))
+            for (proposal, d), s in zip(drawn, scores, strict=True)
+            if d.finished and (proposal == PRIOR or self.rescore)
+        ]
+        gap = float(np.mean(gaps)) if gaps else None
+        return Posterior(task.chunk, task.context, draws, log_weights, gains, chosen, raw_logprob, gap)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How to answer behind a context: with a thought first, or at once."""
+
+    controls: Controls
+    thinks: bool
+    max_thought_tokens: int
+    max_tokens: int  # of the answer
+    temperature: float
+
+    def job(self, context: Ids, seeds: tuple[int, int]) -> Job:
+        """Returns (the thought, None for a model that does not think; the answer's ids).
+
+        A thought that found no end is ended here: the model then answers as well as it can.
+        """
+        return Job(context, self._think(seeds)) if self.thinks else Job((), self._answer(context, None, seeds))
+
+    def _think(self, seeds: tuple[int, int]) -> Generator[Any, Any, tuple[Draw | None, Ids]]:
+        controls, prompt = self.controls, format.prior_prompt(self.controls, ())
+        how = How(self.max_thought_tokens, controls.end, controls.never_in_thoughts, self.temperature)
+        thought = (yield Sampling((SampleRequest(prompt, seeds[:1]),), how))[0].draws[0]
+        return (yield from self._answer((*prompt, *thought.ids, controls.end), thought, seeds))
+
+    def _answer(
+        self, prompt: Ids, thought: Draw | None, seeds: tuple[int, int]
+    ) -> Generator[Any, Any, tuple[Draw | None, Ids]]:
+        controls = self.controls
+        how = How(self.max_tokens, controls.eos, controls.never_in_thoughts | {controls.end}, self.temperature)
+        answer = (yield Sampling((SampleRequest(prompt, seeds[1:]),), how))[0].draws[0]
+        return thought, answer.ids
+
+
+Drawn = tuple[str, Draw]  # by which proposal
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """A thought's log-probabilities in nats, with its end token; tempered ones at the draws' temperature."""
+
     log_posterior: float
     log_prior: float
     log_x: float
@@ -126,47 +195,16 @@ class _Sums:
     tempered_prior: float
 
 
-def _sums(posterior: np.ndarray, joint: np.ndarray, thought: int) -> _Sums:
-    """Sums log-probabilities, (temperatures 1 and T, tokens), over z with its end token, and over x."""
-    return _Sums(
-        log_posterior=float(posterior[0].sum()),
-        log_prior=float(joint[0, :thought].sum()),
-        log_x=float(joint[0, thought:].sum()),
-        tempered_posterior=float(posterior[1].sum()),
-        tempered_prior=float(joint[1, :thought].sum()),
-    )
+_NOT_SCORED = _Scores(*[-np.inf] * 5)
 
 
-_NOT_SCORED = _Sums(*[-np.inf] * 5)
+def _totals(values: np.ndarray) -> tuple[float, float]:
+    """Sums of (temperatures 1 and T, tokens)."""
+    untempered, tempered = values.sum(1).tolist()
+    return untempered, tempered
 
 
-def _posterior(
-    task: Task,
-    drawn: Sequence[tuple[str, Draw]],
-    table: dict[Ids, _Sums],
-    raw_logprob: float,
-    config: Sample,
-    seeds: Seeds,
-) -> Posterior:
-    finished = np.array([d.finished for _, d in drawn])
-    sums = [table[d.ids] if d.finished else _NOT_SCORED for _, d in drawn]
-    log_q = weights.log_mixture(
-        [s.tempered_posterior for s in sums], [s.tempered_prior for s in sums], config.posterior_share
-    )
-    log_x = np.array([s.log_x for s in sums])
-    log_weights = weights.log_weights([s.log_prior + s.log_x for s in sums], log_q, finished)
-    gains = log_x - raw_logprob
-    chosen = weights.choose(log_weights, config.choose, seeds.rng(task.chunk, "choice"))
-    if chosen >= 0 and config.accept == "gain" and not gains[chosen] > config.margin:
-        chosen = -1
-    draws = tuple(
-        ScoredDraw(d, proposal, s.log_posterior, s.log_prior, s.log_x, float(q))
-        for (proposal, d), s, q in zip(drawn, sums, log_q, strict=True)
-    )
-    gaps = [
-        abs(sum(d.logprobs) - (s.tempered_posterior if proposal == "posterior" else s.tempered_prior))
-        for (proposal, d), s in zip(drawn, sums, strict=True)
-        if d.finished
-    ]
-    gap = float(np.mean(gaps)) if gaps else 0.0
-    return Posterior(task.chunk, task.context, draws, log_weights, gains, chosen, raw_logprob, gap)
+def _scores(posterior: tuple[float, float], joint: np.ndarray, thought: int) -> _Scores:
+    """From the joint's (temperatures 1 and T, tokens), of which the first `thought` are z and its end token."""
+    prior = _totals(joint[:, :thought])
+    return _Scores(posterior[0], prior[0], float(joint[0, thought:].sum()), posterior[1], prior[1])

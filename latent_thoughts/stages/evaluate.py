@@ -20,8 +20,8 @@ from latent_thoughts import weights
 from latent_thoughts.config import Recipe, Sample
 from latent_thoughts.data import format, records
 from latent_thoughts.data.tokenizer import Codec, Controls
-from latent_thoughts.engines.base import Engine, Ids, SampleRequest, ScoreRequest
-from latent_thoughts.engines.joint import Seeds, Task, infer, tasks
+from latent_thoughts.engines.base import Engine, Ids, ScoreRequest, Scoring, ask, in_order
+from latent_thoughts.engines.joint import Answering, Seeds, Task, infer, tasks
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
@@ -88,7 +88,7 @@ class Examiner:
             posterior_share=self.config.bound_posterior_share,
             accept="all",
             choose="best",
-            **recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens", "batch_chunks"}),
+            **recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens"}),
         )
 
     def likelihood(self, documents: Sequence[ThoughtDocument]) -> dict[str, Any]:
@@ -122,8 +122,8 @@ class Examiner:
         def prefix(task: Task) -> Ids:
             return format.thoughtless_prompt(self.controls, task.context) if self.thinks else task.context
 
-        scores = self.engine.score([ScoreRequest(prefix(t), (t.chunk.ids,)) for t in todo])
-        return np.array([s[0].sum() for s in scores])
+        scores = ask(self.engine, [Scoring((ScoreRequest(prefix(t), (t.chunk.ids,)),)) for t in todo])
+        return np.array([s[0][0].sum() for s in scores])
 
     def _bounds(self, todo: Sequence[Task], raw: np.ndarray) -> dict[int, np.ndarray]:
         """L_K a chunk, nats. Smaller K average over disjoint groups of the same draws, in random order.
@@ -135,43 +135,27 @@ class Examiner:
         if not self.thinks:
             return {k: raw for k in self.config.bound}
         found: dict[int, list[float]] = {k: [] for k in self.config.bound}
-        size = self.sample.batch_chunks
-        for start in range(0, len(todo), size):
-            batch = todo[start : start + size]
-            temperature = self.config.bound_temperature
-            for p in infer(self.engine, batch, self.controls, self.sample, self.seeds, temperature):
-                order = self.seeds.rng(p.chunk, "groups").permutation(len(p.log_weights))
-                for k in found:
-                    groups = p.log_weights[order][: len(order) // k * k].reshape(-1, k)
-                    bounds = [b for b in map(weights.bound, groups) if np.isfinite(b)]
-                    share = len(bounds) / len(groups)
-                    found[k].append(float(np.mean(bounds) + np.log(share)) if bounds else -np.inf)
+        temperature = self.config.bound_temperature
+        for p in infer(self.engine, todo, self.controls, self.sample, self.seeds, temperature):
+            order = self.seeds.rng(p.chunk, "groups").permutation(len(p.log_weights))
+            for k in found:
+                groups = p.log_weights[order][: len(order) // k * k].reshape(-1, k)
+                bounds = [b for b in map(weights.bound, groups) if np.isfinite(b)]
+                share = len(bounds) / len(groups)
+                found[k].append(float(np.mean(bounds) + np.log(share)) if bounds else -np.inf)
         return {k: np.array(values) for k, values in found.items()}
 
     def answer(self, documents: Sequence[ThoughtDocument]) -> list[Answer]:
         """Thinks about every document's last chunk and then writes it."""
-        last = [self._task(d) for d in documents]
-        settings = {"temperature": self.config.temperature}
-        thoughts: list[Draw | None] = [None] * len(last)
-        prompts = [t.context for t in last]
-        if self.thinks:
-            requests = [
-                SampleRequest(
-                    format.prior_prompt(self.controls, t.context),
-                    (self.seeds.draw(t.chunk, "think"),),
-                    self.sample.max_thought_tokens,
-                )
-                for t in last
-            ]
-            stop, abort = self.controls.end, self.controls.never_in_thoughts
-            thoughts = [d[0] for d in self.engine.sample(requests, stop=stop, abort=abort, **settings)]
-            # A thought that found no end is ended here: the model then answers as well as it can.
-            prompts = [(*r.prompt, *d.ids, self.controls.end) for r, d in zip(requests, thoughts, strict=True) if d]
-        seeds = [(self.seeds.draw(t.chunk, "answer"),) for t in last]
-        requests = [SampleRequest(p, s, self.config.answer_tokens) for p, s in zip(prompts, seeds, strict=True)]
-        stops = self.controls.never_in_thoughts | {self.controls.end}
-        texts = self.engine.sample(requests, stop=self.controls.eos, abort=stops, **settings)
-        return [Answer(d, z, x[0].ids) for d, z, x in zip(documents, thoughts, texts, strict=True)]
+        sample = self.sample
+        how = Answering(
+            self.controls, self.thinks, sample.max_thought_tokens, self.config.answer_tokens, self.config.temperature
+        )
+        jobs = []
+        for task in map(self._task, documents):
+            seeds = (self.seeds.draw(task.chunk, "think"), self.seeds.draw(task.chunk, "answer"))
+            jobs.append(how.job(task.context, seeds))
+        return [Answer(d, *found) for d, found in zip(documents, in_order(self.engine, jobs), strict=True)]
 
     def _task(self, document: ThoughtDocument) -> Task:
         target = [n == len(document.chunks) - 1 for n in range(len(document.chunks))]

@@ -20,7 +20,7 @@ from latent_thoughts.config import Recipe, Sample
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
-from latent_thoughts.engines.joint import Seeds, Task, infer, tasks
+from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
@@ -43,7 +43,7 @@ def sample(
     """
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
     temperature = config.temperature_at(iteration, recipe.em.iterations)
-    settings = config.model_dump(exclude={"preset", "temperature", "batch_chunks"})
+    settings = config.model_dump(exclude={"preset", "temperature"})
     key = stage_key("sample", [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices], inputs)
     stage = Stage(folder, "sample", key)
     if (manifest := stage.manifest) is not None:
@@ -98,15 +98,9 @@ class Worker:
 
     def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument]) -> list[Posterior]:
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.config)]
-        found: list[Posterior] = []
-        for start in range(0, len(todo), self.config.batch_chunks):
-            found += self._infer(engine, todo[start : start + self.config.batch_chunks])
-        return found
-
-    def _infer(self, engine: Engine, batch: list[Task]) -> list[Posterior]:
-        found = infer(engine, batch, self.controls, self.config, self.seeds, self.temperature)
-        gap = float(np.mean([p.gap for p in found]))
-        if gap > self.config.max_gap:
+        found = infer(engine, todo, self.controls, self.config, self.seeds, self.temperature)
+        gaps = [p.gap for p in found if p.gap is not None]
+        if gaps and (gap := float(np.mean(gaps))) > self.config.max_gap:
             raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")
         return found
 
@@ -139,7 +133,9 @@ class Worker:
             counts["ess"] += weights.effective_sample_size(p.log_weights)
             counts["max_share"] += float(weights.normalised(p.log_weights).max())
             counts["accepted"] += p.chosen >= 0
-            counts["gap"] += p.gap
+            if p.gap is not None:
+                counts["gap"] += p.gap
+                counts["gap_chunks"] += 1
             counts["raw_logprob"] += p.raw_logprob
             if finished:
                 counts["bound"] += weights.bound(p.log_weights)
@@ -173,7 +169,7 @@ def health(totals: Mapping[str, float]) -> dict[str, float | None]:
         "accepted_share": mean("accepted", "chunks"),
         "gain_per_token": mean("gain", "gain_tokens"),
         "bound_gain_per_token": gain / totals["bound_tokens"] if totals.get("bound_tokens") else None,
-        "mean_gap": mean("gap", "chunks"),
+        "mean_gap": mean("gap", "gap_chunks"),
         "thought_correct_sampled": mean("oracle_right", "oracle_draws"),
         "thought_correct_chosen": mean("oracle_chosen_right", "oracle_chosen"),
     }

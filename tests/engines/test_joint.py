@@ -12,9 +12,9 @@ from latent_thoughts import weights
 from latent_thoughts.config import Sample
 from latent_thoughts.data.tokenizer import Controls
 from latent_thoughts.engines import joint
-from latent_thoughts.engines.base import ScoreRequest, uniforms
+from latent_thoughts.engines.base import Job, in_order, uniforms
 from latent_thoughts.engines.toy import ToyEngine
-from latent_thoughts.types import Chunk, Draw, UserError
+from latent_thoughts.types import Chunk, Draw, Posterior, UserError
 
 # Ids 0 to 2 are words; the control tokens follow.
 CONTROLS = Controls(start=3, end=4, prior=5, posterior=6, bos=7, eos=8)
@@ -43,16 +43,37 @@ def joint_probability(engine: ToyEngine) -> float:
     return sum(np.exp(engine.score_one(prefix, (*z, CONTROLS.end, *X)).sum()) for z in every_thought(engine))
 
 
-def weigh_all(engine: ToyEngine, settings: Sample, temperature: float):
+def recorded(engine: ToyEngine, proposal: str, z: tuple[int, ...], temperature: float) -> Draw:
+    """A draw as the engine itself would record it."""
+    prompt = (*C, 3, 4, *X, 3, 6) if proposal == "posterior" else (*C, 3, 5)
+    scores = [tuple(engine.score_one(prompt, (*z, CONTROLS.end), t).tolist()) for t in (temperature, 1.0)]
+    return Draw(z, scores[0], "end", scores[1])
+
+
+def weigh(engine: ToyEngine, draws, settings: Sample, temperature: float, rescore: bool = True) -> Posterior:
+    step = joint.Step(CONTROLS, settings, SEEDS, temperature, rescore)
+    raw = float(engine.score_one((*C, CONTROLS.start, CONTROLS.end), X).sum())
+    return in_order(engine, [Job(C, step.weigh(TASK, draws, raw))])[0]
+
+
+def propose(engine: ToyEngine, tasks: list[joint.Task], settings: Sample, temperature: float):
+    step = joint.Step(CONTROLS, settings, SEEDS, temperature, False)
+    return [drawn for drawn, _ in in_order(engine, [Job(t.context, step.propose(t)) for t in tasks])]
+
+
+def weigh_all(engine: ToyEngine, settings: Sample, temperature: float, rescore: bool = False) -> Posterior:
     """Every thought as a draw of its own, through the code that weighs draws."""
-    draws = [("posterior", Draw(z, (), "end")) for z in every_thought(engine)]
-    return joint.score(engine, [TASK], [draws], CONTROLS, settings, SEEDS, temperature)[0]
+    draws = [("posterior", recorded(engine, "posterior", z, temperature)) for z in every_thought(engine)]
+    return weigh(engine, draws, settings, temperature, rescore)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25, 0.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_mean_weight_is_the_joint_probability(engine: ToyEngine, share: float, temperature: float) -> None:
-    found = weigh_all(engine, config(posterior_share=share), temperature)
+@pytest.mark.parametrize("rescore", [False, True])
+def test_mean_weight_is_the_joint_probability(
+    engine: ToyEngine, share: float, temperature: float, rescore: bool
+) -> None:
+    found = weigh_all(engine, config(posterior_share=share), temperature, rescore)
     log_q = np.array([d.log_q for d in found.draws])
     assert np.exp(log_q).sum() < 1  # unfinished thoughts hold the rest
     mean = np.exp(log_q + found.log_weights).sum()
@@ -67,7 +88,7 @@ def test_log_q_is_the_density_that_is_sampled(engine: ToyEngine, share: float, t
 
     settings = config(posterior_share=share, k=3)
     tasks = [replace(TASK, chunk=replace(TASK.chunk, doc_id=str(n))) for n in range(2000)]
-    drawn = joint.propose(engine, tasks, CONTROLS, settings, SEEDS, temperature)
+    drawn = propose(engine, tasks, settings, temperature)
     exact = {d.draw.ids: np.exp(d.log_q) for d in weigh_all(engine, settings, temperature).draws}
     all_draws = [d for draws in drawn for _, d in draws]
     common = [z for z, p in exact.items() if p * len(all_draws) > 10]
@@ -100,13 +121,14 @@ def test_expected_bound_rises_with_k_and_stays_below_the_likelihood() -> None:
 def test_spans_are_those_of_the_definition(engine: ToyEngine) -> None:
     """log p covers z, E and x; log q covers z and E; S, P, Q and the empty S E only condition."""
     z = (1, 2)
-    found = joint.score(engine, [TASK], [[("prior", Draw(z, (), "end"))]], CONTROLS, config(), SEEDS, 2.0)[0]
+    found = weigh(engine, [("prior", Draw(z, (), "end"))], config(), 2.0)
     draw = found.draws[0]
     prior = engine.score_one((*C, 3, 5), (*z, 4, *X))
     assert draw.log_prior == pytest.approx(prior[:3].sum(), abs=1e-12)
     assert draw.log_x == pytest.approx(prior[3:].sum(), abs=1e-12)
     assert draw.log_posterior == pytest.approx(engine.score_one((*C, 3, 4, *X, 3, 6), (*z, 4)).sum(), abs=1e-12)
-    assert found.raw_logprob == pytest.approx(engine.score_one((*C, 3, 4), X).sum(), abs=1e-12)
+    inferred = joint.infer(engine, [TASK], CONTROLS, config(), SEEDS, 2.0)[0]
+    assert inferred.raw_logprob == pytest.approx(engine.score_one((*C, 3, 4), X).sum(), abs=1e-12)
     assert found.gains[0] == pytest.approx(draw.log_x - found.raw_logprob, abs=1e-12)
     tempered = [engine.score_one((*C, 3, 4, *X, 3, 6), (*z, 4), 2.0), engine.score_one((*C, 3, 5), (*z, 4), 2.0)]
     assert draw.log_q == pytest.approx(np.logaddexp(*[t.sum() for t in tempered]) + np.log(0.5), abs=1e-12)
@@ -114,7 +136,7 @@ def test_spans_are_those_of_the_definition(engine: ToyEngine) -> None:
 
 def test_unfinished_draws_weigh_nothing_and_are_never_chosen(engine: ToyEngine) -> None:
     draws = [("posterior", Draw((1, 1, 1), (), "length")), ("prior", Draw((0,), (), "control"))]
-    found = joint.score(engine, [TASK], [draws], CONTROLS, config(), SEEDS, 1.0)[0]
+    found = weigh(engine, draws, config(), 1.0)
     assert found.chosen == -1
     assert weights.bound(found.log_weights) == -np.inf
 
@@ -153,15 +175,15 @@ def test_seeds_differ_in_every_part() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
 def test_share_of_posterior_draws_is_exact_in_the_mean(engine: ToyEngine, share: float) -> None:
     tasks = [replace(TASK, chunk=replace(TASK.chunk, doc_id=str(n))) for n in range(1500)]
-    drawn = joint.propose(engine, tasks, CONTROLS, config(k=1, posterior_share=share), SEEDS, 1.0)
+    drawn = propose(engine, tasks, config(k=1, posterior_share=share), 1.0)
     mean = np.mean([proposal == "posterior" for draws in drawn for proposal, _ in draws])
     assert mean == pytest.approx(share, abs=0.04 if share < 1 else 0)
 
 
 def test_a_failed_score_is_an_error(engine: ToyEngine) -> None:
     class Failing(ToyEngine):
-        def score(self, requests, temperatures=(1.0,)):
-            return [[a * np.nan for a in row] for row in super().score(requests, temperatures)]
+        def score_one(self, prefix, continuation, temperature=1.0):
+            return super().score_one(prefix, continuation, temperature) * np.nan
 
     with pytest.raises(ValueError, match="no finite score"):
         joint.infer(Failing(9), [TASK], CONTROLS, config(k=16), SEEDS, 1.0)
@@ -180,9 +202,25 @@ def test_context_is_truncated_once_from_the_left() -> None:
 
 def test_gap_between_sampler_and_scorer_is_measured(engine: ToyEngine) -> None:
     honest = joint.infer(engine, [TASK], CONTROLS, config(k=8), SEEDS, 1.5)[0]
+    assert any(p == "prior" and d.finished for p, d in ((d.proposal, d.draw) for d in honest.draws))
     assert honest.gap == pytest.approx(0, abs=1e-9)
-    request = ScoreRequest((*C, 3, 5), ((0, 4),))
-    exact = engine.score([request], (1.5,))[0][0][0]
-    wrong = Draw((0,), tuple(exact + 0.5), "end")
-    found = joint.score(engine, [TASK], [[("prior", wrong)]], CONTROLS, config(), SEEDS, 1.5)[0]
-    assert found.gap == pytest.approx(1.0, abs=1e-9)
+    for proposal in ("prior", "posterior"):
+        exact = recorded(engine, proposal, (0,), 1.5)
+        wrong = replace(exact, logprobs=tuple(p + 0.5 for p in exact.logprobs))
+        assert weigh(engine, [(proposal, wrong)], config(), 1.5).gap == pytest.approx(1.0, abs=1e-9)
+    alone = weigh(engine, [("posterior", wrong)], config(), 1.5, rescore=False)
+    assert alone.gap is None  # what one engine drew is not scored again
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_scoring_anew_changes_nothing_where_numerics_are_one(engine: ToyEngine, temperature: float) -> None:
+    class Another(ToyEngine):
+        one_numerics = False
+
+    other = Another(9, seed=3, scale=1.0)
+    tasks = [replace(TASK, chunk=replace(TASK.chunk, doc_id=str(n))) for n in range(20)]
+    found = [joint.infer(e, tasks, CONTROLS, config(k=6, accept="all"), SEEDS, temperature) for e in (engine, other)]
+    for a, b in zip(*found, strict=True):
+        assert a.log_weights == pytest.approx(b.log_weights, abs=1e-9)
+        assert a.chosen == b.chosen
+    assert any(p.chosen >= 0 for p in found[0])

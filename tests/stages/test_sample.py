@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def test_an_interrupted_stage_keeps_its_shards(warm: Run, tmp_path: Path, monkey
 
 def test_batch_size_changes_nothing(warm: Run, tmp_path: Path) -> None:
     sample(warm, tmp_path / "a")
-    sample(warm, tmp_path / "b", batch_chunks=5)
+    engine = warm.recipe.engine.model_copy(update={"sequences": 5, "tokens": 300, "pass_tokens": 60})
+    sample(replace(warm, recipe=warm.recipe.model_copy(update={"engine": engine})), tmp_path / "b")
     for a, b in zip(posteriors(tmp_path / "a"), posteriors(tmp_path / "b"), strict=True):
         assert [d["ids"] for d in a["draws"]] == [d["ids"] for d in b["draws"]]
         assert a["chosen"] == b["chosen"]

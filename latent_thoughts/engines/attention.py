@@ -1,0 +1,322 @@
+"""Attention over branching sequences: what many sequences share is stored, and read, once.
+
+The model sees one long row of new tokens, without padding; this module, registered with
+transformers as an attention implementation, gives each token the keys of its own past. Two kinds
+of pass: `Extend` encodes spans of tokens behind paths of spans already encoded; `Lanes` grows many
+draws by one token each. Axis suffixes: H heads, J key-value heads, N new tokens, L tokens of a
+span, D head width, G lanes, R draws of a lane, T tokens drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional
+
+NAME = "latent_thoughts"
+LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one layer attends."""
+
+    scaling: float
+    window: int | None  # a token sees itself and window - 1 tokens before it
+    softcap: float | None
+    sinks: torch.Tensor | None  # one more logit a head, which takes part of the attention to nowhere
+
+
+class Pass(Protocol):
+    def attend(self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule) -> Any: ...
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    branches: Pass | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: (1, heads, tokens, width) in, (1, tokens, heads, width) out."""
+    assert branches is not None and query.shape[0] == 1
+    rule = Rule(
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        _window(module, settings.get("sliding_window")),
+        settings.get("softcap"),
+        settings.get("s_aux"),
+    )
+    out_HND = branches.attend(module.layer_idx, query[0], key[0], value[0], rule)
+    return out_HND.transpose(0, 1)[None].contiguous(), None
+
+
+def _window(module: Any, given: int | None) -> int | None:
+    kinds = getattr(module.config, "layer_types", None)
+    if kinds is not None and kinds[module.layer_idx] == "sliding_attention":
+        return given or module.config.sliding_window
+    return given if kinds is None else None
+
+
+def install(model: Any) -> bool:
+    """Makes the model use this module's attention; False where it cannot."""
+    from transformers import AttentionInterface
+
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or LAYERS)
+    if not getattr(model, "_supports_attention_backend", False) or not kinds <= LAYERS:
+        return False
+    AttentionInterface.register(NAME, attend)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Encoded tokens: keys and values of all layers, (layers, J, L, D)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    def head(self, length: int) -> Span:
+        return Span(self.keys[:, :, :length], self.values[:, :, :length])
+
+
+Path = tuple[Span, ...]
+
+
+def length(path: Path) -> int:
+    return sum(map(len, path))
+
+
+class Extend:
+    """A pass that encodes spans behind their paths. Spans do not see each other."""
+
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[int], keep: Sequence[bool], device: torch.device):
+        self.paths, self.sizes, self.keep = paths, sizes, keep
+        self.starts = [0, *itertools.accumulate(sizes)]
+        self.groups = [Group(self, part, device) for part in _alike([length(p) for p in paths], sizes)]
+        self.order = torch.cat([group.rows for group in self.groups]).argsort()
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def positions(self) -> list[int]:
+        return [length(path) + n for path, size in zip(self.paths, self.sizes, strict=True) for n in range(size)]
+
+    def attend(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        if any(self.keep):
+            self.kept.append((k_JND, v_JND))
+        out = [group.attend(layer, q_HND, k_JND, v_JND, rule) for group in self.groups]
+        return torch.cat(out, 1)[:, self.order] if len(out) > 1 else out[0]
+
+    def spans(self) -> list[Span | None]:
+        """The new tokens' keys and values, of those items that keep theirs."""
+        found: list[Span | None] = []
+        for n, keep in enumerate(self.keep):
+            part = slice(self.starts[n], self.starts[n + 1])
+            kept = [torch.stack([kv[m][:, part] for kv in self.kept]) for m in (0, 1)] if keep else None
+            found.append(Span(*kept) if kept else None)
+        return found
+
+
+def _alike(before: Sequence[int], new: Sequence[int]) -> list[list[int]]:
+    """Items of like size in groups, in whose padded rectangles at most a third is padding."""
+    groups: list[list[int]] = []
+    width = area = 0
+    for n in sorted(range(len(new)), key=lambda n: (before[n] + new[n], new[n])):
+        total = before[n] + new[n]
+        if groups:
+            together = [*groups[-1], n]
+            width = max(before[m] for m in together) + max(new[m] for m in together)
+        if groups and width * len(groups[-1]) + width <= 1.5 * (area + total):
+            groups[-1].append(n)
+            area += total
+        else:
+            groups.append([n])
+            area = total
+    return [sorted(group) for group in groups]
+
+
+class Group:
+    """Items B of a pass that attend together: past keys padded to L, new tokens padded to T."""
+
+    def __init__(self, extend: Extend, items: Sequence[int], device: torch.device):
+        paths, sizes = [extend.paths[n] for n in items], [extend.sizes[n] for n in items]
+        self.past_B = torch.tensor([length(path) for path in paths], device=device)
+        self.L, self.T = max(length(path) for path in paths), max(sizes)
+        self.even = len(set(sizes)) == 1 and self.L == 0
+        starts = torch.tensor([extend.starts[n] for n in items])
+        within = torch.arange(self.T) < torch.tensor(sizes)[:, None]
+        index = torch.where(within, starts[:, None] + torch.arange(self.T), starts[:, None])
+        self.rows = index[within].to(device)  # the new tokens in this group's order
+        self.index_BT, self.flat = index.to(device), within.flatten().nonzero()[:, 0].to(device)
+        self.past = _padded(paths, self.L) if self.L else None
+        self.masks: dict[int | None, torch.Tensor | None] = {}
+
+    def attend(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        q, k, v = (x[:, self.index_BT].transpose(0, 1) for x in (q_HND, k_JND, v_JND))
+        if self.past is not None:
+            k, v = (torch.cat([past[layer], new], 2) for past, new in zip(self.past, (k, v), strict=True))
+        mask = self._mask(rule.window)
+        if rule.softcap is None and rule.sinks is None:
+            out = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scaling, enable_gqa=True
+            )
+        else:
+            out = self._plain(q, k, v, mask, rule)
+        return out.transpose(0, 1).flatten(1, 2)[:, self.flat]
+
+    def _plain(self, q: Any, k: Any, v: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
+        """Attention that the library's kernel does not know."""
+        repeats = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        if mask is None:
+            mask = torch.ones(self.T, self.T, dtype=torch.bool, device=q.device).tril()[None, None]
+        scores = (q @ k.transpose(2, 3) * rule.scaling).transpose(0, 1)
+        return (softmax(scores, ~mask[:, 0], rule).transpose(0, 1).to(v.dtype)) @ v
+
+    def _mask(self, window: int | None) -> torch.Tensor | None:
+        """Which keys each new token sees, (B, 1, T, L + T); None where that is plainly causal."""
+        if window is not None and window >= self.L + self.T:
+            window = None
+        if window not in self.masks:
+            self.masks[window] = None if window is None and self.even else self._made(window)
+        return self.masks[window]
+
+    def _made(self, window: int | None) -> torch.Tensor:
+        device = self.past_B.device
+        past, new = torch.arange(self.L, device=device), torch.arange(self.T, device=device)
+        past_B1 = self.past_B[:, None]
+        keys = torch.cat([past.expand(len(past_B1), -1), past_B1 + new], 1)[:, None]  # positions
+        there = torch.cat([past < past_B1, torch.ones_like(past_B1, dtype=torch.bool).expand(-1, self.T)], 1)[:, None]
+        at = (past_B1 + new)[..., None]
+        seen = there & (keys <= at)
+        if window is not None:
+            seen &= keys > at - window
+        return seen[:, None]
+
+
+def _padded(paths: Sequence[Path], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of paths, (layers, B, J, L, D) each."""
+    first = next(path[0] for path in paths if path)
+    padded = []
+    for part in ("keys", "values"):
+        layers, heads, _, width = getattr(first, part).shape
+        made = getattr(first, part).new_zeros(layers, len(paths), heads, longest, width)
+        for n, path in enumerate(paths):
+            start = 0
+            for span in path:
+                made[:, n, :, start : start + len(span)] = getattr(span, part)
+                start += len(span)
+        padded.append(made)
+    return padded[0], padded[1]
+
+
+def softmax(scores: torch.Tensor, hidden: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Attention weights in float32 of scores (H, ..., keys), some of them hidden."""
+    scores = scores.float()
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if rule.sinks is None:
+        return torch.softmax(scores, -1)
+    sinks = rule.sinks.float().view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
+
+
+class Lanes:
+    """Draws that grow by one token a pass. A lane holds draws behind one shared path.
+
+    Shared keys are stored once a lane, (G, J, L, D), and read once a pass for all its draws; what
+    the draws have of their own is (G, R, J, T, D). Storage is made when a lane is first filled.
+    """
+
+    def __init__(self, lanes: int, draws: int, shared: int, own: int, device: torch.device):
+        self.lanes, self.draws, self.shared, self.own, self.device = lanes, draws, shared, own, device
+        self.stored: list[torch.Tensor] = []  # shared keys and values, own keys and values
+        self.length_G = torch.zeros(lanes, dtype=torch.long)
+        self.rows_N = self.draw_N = self.at_N = torch.zeros(0, dtype=torch.long)  # of the N draws that grow
+
+    def fill(self, lane: int, path: Path) -> None:
+        """Puts the path's keys into a lane."""
+        if not self.stored:
+            self.stored = [
+                x.new_zeros(x.shape[0], *size, x.shape[1], room, x.shape[3])
+                for size, room in (((self.lanes,), self.shared), ((self.lanes, self.draws), self.own))
+                for x in (path[0].keys, path[0].values)
+            ]
+        start = 0
+        for span in path:
+            self.stored[0][:, lane, :, start : start + len(span)] = span.keys
+            self.stored[1][:, lane, :, start : start + len(span)] = span.values
+            start += len(span)
+        self.length_G[lane] = start
+
+    def place(self, rows: Sequence[tuple[int, int]], at: Sequence[int]) -> list[int]:
+        """Which draws (lane, draw) grow in the next pass, and how many tokens they hold; returns positions."""
+        self.rows_N, self.draw_N = torch.tensor(rows, dtype=torch.long).unbind(1)
+        self.at_N = torch.tensor(at, dtype=torch.long)
+        positions = (self.length_G[self.rows_N] + self.at_N).tolist()
+        used = int(self.rows_N.max()) + 1
+        self.T = int(self.at_N.max()) + 1
+        self.L = int(self.length_G[:used].max())
+        own_GR = torch.full((used, self.draws), -1)
+        own_GR[self.rows_N, self.draw_N] = self.at_N
+        self.position_GR = (self.length_G[:used, None] + own_GR).to(self.device)
+        self.own_GR, self.size_G = own_GR.to(self.device), self.length_G[:used].to(self.device)
+        self.index = tuple(x.to(self.device) for x in (self.rows_N, self.draw_N, self.at_N))
+        self.hidden: dict[int | None, torch.Tensor] = {}
+        return positions
+
+    def _hidden(self, window: int | None) -> torch.Tensor:
+        """Which keys a draw does not see, (G, R, L + T)."""
+        if (mask := self.hidden.get(window)) is None:
+            shared = torch.arange(self.L, device=self.device)
+            own = torch.arange(self.T, device=self.device)
+            hidden = torch.cat(
+                [
+                    (shared >= self.size_G[:, None, None]).expand(-1, self.draws, -1),
+                    own > self.own_GR[..., None].clamp(min=0),  # a draw that does not grow sees a token, for no NaN
+                ],
+                -1,
+            )
+            if window is not None:
+                keys = torch.cat([shared.expand(len(self.size_G), -1), self.size_G[:, None] + own], 1)
+                hidden |= keys[:, None] <= self.position_GR[..., None] - window
+            mask = self.hidden[window] = hidden
+        return mask
+
+    def attend(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        keys_GJLD, values_GJLD, keys_GRJTD, values_GRJTD = (x[layer] for x in self.stored)
+        g, r, t = self.index
+        keys_GRJTD[g, r, :, t], values_GRJTD[g, r, :, t] = k_JND.transpose(0, 1), v_JND.transpose(0, 1)
+        used, groups, J = len(self.size_G), q_HND.shape[0] // k_JND.shape[0], k_JND.shape[0]
+        q_GRHD = q_HND.new_zeros(used, self.draws, q_HND.shape[0], q_HND.shape[2])
+        q_GRHD[g, r] = q_HND.transpose(0, 1) * rule.scaling
+        q_GRJID = q_GRHD.unflatten(2, (J, groups))
+        q_GJXD = q_GRJID.transpose(1, 2).flatten(2, 3)  # X: the queries of all draws of a lane
+        shared = q_GJXD @ keys_GJLD[:used, :, : self.L].transpose(2, 3)
+        own = q_GRJID @ keys_GRJTD[:used, :, :, : self.T].transpose(3, 4)
+        shared = shared.unflatten(2, (self.draws, groups)).transpose(1, 2)
+        scores_HGRK = torch.cat([shared, own], -1).flatten(2, 3).movedim(2, 0)
+        shares = softmax(scores_HGRK, self._hidden(rule.window), rule).to(q_HND.dtype)
+        shares = shares.movedim(0, 2).unflatten(2, (J, groups))  # (G, R, J, I, L + T)
+        of_shared, of_own = shares[..., : self.L], shares[..., self.L :]
+        out = (of_shared.transpose(1, 2).flatten(2, 3) @ values_GJLD[:used, :, : self.L]).unflatten(
+            2, (self.draws, groups)
+        ).transpose(1, 2) + of_own @ values_GRJTD[:used, :, :, : self.T]
+        return out.flatten(2, 3)[g, r].transpose(0, 1)
