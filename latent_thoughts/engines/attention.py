@@ -132,18 +132,15 @@ class Extend:
 def _alike(before: Sequence[int], new: Sequence[int]) -> list[list[int]]:
     """Items of like size in groups, in whose padded rectangles at most a third is padding."""
     groups: list[list[int]] = []
-    width = area = 0
+    past = longest = area = 0
     for n in sorted(range(len(new)), key=lambda n: (before[n] + new[n], new[n])):
-        total = before[n] + new[n]
-        if groups:
-            together = [*groups[-1], n]
-            width = max(before[m] for m in together) + max(new[m] for m in together)
-        if groups and width * len(groups[-1]) + width <= 1.5 * (area + total):
+        wider = max(past, before[n]) + max(longest, new[n])
+        if groups and wider * (len(groups[-1]) + 1) <= 1.5 * (area + before[n] + new[n]):
             groups[-1].append(n)
-            area += total
         else:
             groups.append([n])
-            area = total
+            past = longest = area = 0
+        past, longest, area = max(past, before[n]), max(longest, new[n]), area + before[n] + new[n]
     return [sorted(group) for group in groups]
 
 

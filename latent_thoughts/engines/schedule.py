@@ -1,0 +1,324 @@
+"""Which spans and draws share the next pass: keeps the batch full while jobs come and go."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from latent_thoughts.config import Engine as Limits
+from latent_thoughts.engines import attention
+from latent_thoughts.engines.attention import Lanes, Path, Span
+from latent_thoughts.engines.base import How, Ids, Job, Request, Sampled, SampleRequest, Sampling, uniforms
+from latent_thoughts.engines.passes import Growing, Item, Passes
+from latent_thoughts.types import Draw
+
+ALIKE = 16  # a prefix shorter than this is cheaper encoded again for each continuation than kept
+
+
+@dataclass(slots=True)
+class Lane:
+    """Draws behind one prompt, waiting for a place or growing."""
+
+    path: Path
+    logits_V: torch.Tensor
+    draws: list[Growing]
+
+
+@dataclass(slots=True)
+class Work:
+    """A job under way: its encoded context and prompts, the request in hand, and its answers so far."""
+
+    index: int
+    job: Job
+    request: Request
+    path: Path = ()
+    prompts: dict[Ids, Path] = field(default_factory=dict)
+    answers: list[Any] = field(default_factory=list)
+    open: int = 0  # answers that are missing
+    drawing: int = 0  # draws that are not finished
+    result: Any = None
+    over: bool = False
+    told: bool = False  # the result has been handed out
+
+    def prompt(self) -> int:
+        """Positions of the longest prompt or prefix of the request in hand, with the context."""
+        requests = self.request.requests
+        longest = max((len(r.prompt if isinstance(r, SampleRequest) else r.prefix) for r in requests), default=0)
+        return len(self.job.context) + longest
+
+    def size(self) -> int:
+        """Positions of the longest sequence, about: jobs of like size run together."""
+        if isinstance(self.request, Sampling):
+            return self.prompt() + self.request.how.max_tokens
+        return self.prompt() + max((len(c) for r in self.request.requests for c in r.continuations), default=0)
+
+    def draws(self) -> list[int]:
+        """Draws asked for, a request."""
+        return [len(r.seeds) for r in self.request.requests] if isinstance(self.request, Sampling) else []
+
+    def held(self) -> int:
+        """Positions kept besides the lanes: the context and the prompts."""
+        requests = self.request.requests
+        prompts = sum(len(r.prompt if isinstance(r, SampleRequest) else r.prefix) for r in requests)
+        return len(self.job.context) + prompts
+
+
+class Schedule:
+    """Keeps the batch full: encodes what is asked for, grows draws, sends programs their answers.
+
+    Jobs are admitted while lanes are free and the key-value positions they hold stay within the
+    limit (one job is always admitted). A program that asks again goes before new jobs.
+    """
+
+    def __init__(self, passes: Passes, limits: Limits, todo: Sequence[Work]):
+        self.passes, self.limits = passes, limits
+        for work in todo:  # where an attempt ran out of memory, its requests begin anew
+            work.path, work.prompts, work.drawing = (), {}, 0
+        self.todo = deque(todo)
+        self.items: deque[Item] = deque()  # to encode
+        self.scores: deque[Item] = deque()  # to encode when there is enough for a pass, or nothing else to do
+        self.queue: deque[Lane] = deque()  # prompts whose draws wait for a lane
+        self.growing: dict[tuple[int, int], Growing] = {}  # by lane and place in it
+        self.active: list[Work] = []
+        self.lanes: Lanes | None = None
+        self.free: list[int] = []
+
+    def run(self) -> Iterator[Work]:
+        while self.todo or self.active:
+            self._admit()
+            if self.items:
+                self._encode(self.items)
+            elif self.scores and (not self.growing or self._a_pass(self.scores)):
+                self._encode(self.scores)
+            elif self.growing:
+                self._grow()
+            self._fill()
+            for work in [w for w in self.active if w.over]:
+                self.active.remove(work)
+                work.told = True
+                yield work
+
+    def _admit(self) -> None:
+        held, busy = sum(w.held() for w in self.active), sum(w.drawing for w in self.active)
+        while self.todo:
+            work = self.todo[0]
+            if work.over:  # finished when memory ran out
+                self.active.append(self.todo.popleft())
+                continue
+            held, busy = held + work.held(), busy + sum(work.draws())
+            if self.active and (held > self.limits.tokens or busy > self.limits.sequences):
+                break
+            self.active.append(self.todo.popleft())
+            if work.job.context:
+                span = Item((), work.job.context, True, _nothing)
+                self._add(self.items, span, lambda path, *_, w=work: self._begin(w, path))
+            else:
+                self._begin(work, ())
+
+    def _begin(self, work: Work, path: Path) -> None:
+        work.path = path
+        self._start(work)
+
+    def _add(self, queue: deque[Item], item: Item, done: Callable[[Path, np.ndarray, Any], None]) -> None:
+        """Queues a span, cut into pieces that fit a pass; `done` gets the path with the span behind it."""
+        size = max(1, min(self.limits.pass_tokens, self.limits.logits // self.passes.vocabulary - 1))
+        found: list[np.ndarray] = []
+
+        def piece(path: Path, start: int) -> None:
+            stop = min(start + size, len(item.ids))
+            first, last = (min(max(at - item.at, 0), len(item.targets)) for at in (start, stop))
+            whole = stop == len(item.ids)
+
+            def then(span: Span | None, scores: np.ndarray, logits_V: torch.Tensor | None) -> None:
+                found.append(scores)
+                longer = path if span is None else (*path, span)
+                if whole:
+                    done(longer, np.concatenate(found, 1), logits_V)
+                else:
+                    piece(longer, stop)
+
+            keep, at = item.keep or not whole, max(item.at - start, 0)
+            targets, going_on = item.targets[first:last], item.next and whole
+            queue.append(Item(path, item.ids[start:stop], keep, then, at, targets, item.temperatures, going_on))
+
+        piece(item.path, 0)
+
+    def _a_pass(self, items: deque[Item]) -> bool:
+        tokens, logits = sum(len(i.ids) for i in items), sum(i.logits for i in items) * self.passes.vocabulary
+        return tokens >= self.limits.pass_tokens or logits >= self.limits.logits
+
+    def _encode(self, items: deque[Item]) -> None:
+        batch, tokens, logits = [], 0, 0
+        while items:
+            tokens += len(items[0].ids)
+            logits += items[0].logits * self.passes.vocabulary
+            if batch and (tokens > self.limits.pass_tokens or logits > self.limits.logits):
+                break
+            batch.append(items.popleft())
+        self.passes.encode(batch)
+
+    # What a job asks
+
+    def _start(self, work: Work) -> None:
+        request = work.request
+        work.answers = [None] * len(request.requests)
+        work.open, work.drawing = len(request.requests), sum(work.draws())
+        if isinstance(request, Sampling):
+            for n, r in enumerate(request.requests):
+                self._prompt(work, n, r, request.how)
+        else:
+            for n, r in enumerate(request.requests):
+                self._continuations(work, n, r.prefix, r.continuations, request.temperatures)
+        if not request.requests:
+            self._send(work)
+
+    def _answer(self, work: Work, n: int, answer: Any) -> None:
+        work.answers[n] = answer
+        work.open -= 1
+        if not work.open:
+            self._send(work)
+
+    def _send(self, work: Work) -> None:
+        try:
+            work.request = work.job.program.send(work.answers)
+        except StopIteration as stop:
+            work.result, work.over, work.path, work.prompts = stop.value, True, (), {}
+        else:
+            self._start(work)
+
+    def _prompt(self, work: Work, n: int, r: SampleRequest, how: How) -> None:
+        """Encodes a prompt, scores what is asked of it, and queues its draws."""
+        start, stop = r.scored
+        assert start > 0 or stop == 0
+
+        def done(path: Path, scores: np.ndarray, logits_V: torch.Tensor | None) -> None:
+            work.prompts[r.prompt] = path[len(work.path) :]
+            draws: list[Draw | None] = [None] * len(r.seeds)
+            left = len(r.seeds)
+
+            def finished(k: int, draw: Draw) -> None:
+                nonlocal left
+                draws[k], left = draw, left - 1
+                work.drawing -= 1
+                if not left:
+                    self._answer(work, n, Sampled(tuple(d for d in draws if d), scores[0]))
+
+            growing = [
+                Growing(how, uniforms(seed, how.max_tokens + 1), lambda draw, k=k: finished(k, draw))
+                for k, seed in enumerate(r.seeds)
+            ]
+            if not growing:
+                self._answer(work, n, Sampled((), scores[0]))
+            for k in range(0, len(growing), self.limits.sequences):
+                assert logits_V is not None
+                self.queue.append(Lane(path, logits_V, growing[k : k + self.limits.sequences]))
+
+        targets = r.prompt[start:stop]
+        prompt = Item(work.path, r.prompt, True, _nothing, max(0, start - 1), targets, next=bool(r.seeds))
+        self._add(self.items, prompt, done)
+
+    def _continuations(
+        self, work: Work, n: int, prefix: Ids, continuations: Sequence[Ids], temperatures: tuple[float, ...]
+    ) -> None:
+        """Scores continuations behind a prefix, which is encoded once where that pays."""
+        if not continuations:
+            self._answer(work, n, [])
+            return
+        if prefix in work.prompts or len(prefix) < ALIKE or len(continuations) == 1:
+            self._score(work, n, prefix, continuations, temperatures)
+            return
+
+        def done(path: Path, *_: Any) -> None:
+            work.prompts[prefix] = path[len(work.path) :]
+            self._score(work, n, prefix, continuations, temperatures)
+
+        self._add(self.items, Item(work.path, prefix, True, _nothing), done)
+
+    def _score(
+        self, work: Work, n: int, prefix: Ids, continuations: Sequence[Ids], temperatures: tuple[float, ...]
+    ) -> None:
+        scores: list[Any] = [None] * len(continuations)
+        left = len(continuations)
+        if known := work.prompts.get(prefix):
+            path, prefix = (*work.path, *known[:-1], known[-1].head(len(known[-1]) - 1)), prefix[-1:]
+        else:
+            path = work.path
+        assert prefix
+
+        def done(k: int, values: np.ndarray) -> None:
+            nonlocal left
+            scores[k], left = values, left - 1
+            if not left:
+                self._answer(work, n, scores)
+
+        for k, ids in enumerate(continuations):
+            if not ids:
+                done(k, np.zeros((len(temperatures), 0)))
+                continue
+            # The last token is predicted, not fed.
+            span = Item(path, (*prefix, *ids[:-1]), False, _nothing, len(prefix) - 1, ids, temperatures)
+            self._add(self.scores, span, lambda _, values, __, k=k: done(k, values))
+
+    # Drawing
+
+    def _fill(self) -> None:
+        """Draws the first tokens of waiting prompts and gives the draws lanes."""
+        starting: list[Lane] = []
+        while self.queue and self._room(self.queue[0], starting):
+            starting.append(self.queue.popleft())
+        for temperature in {lane.draws[0].how.temperature for lane in starting}:
+            lanes = [lane for lane in starting if lane.draws[0].how.temperature == temperature]
+            draws = [d for lane in lanes for d in lane.draws]
+            logits_NV = torch.cat([lane.logits_V.expand(len(lane.draws), -1) for lane in lanes])
+            goes_on = dict(zip(map(id, draws), self.passes.draw(logits_NV, draws, temperature), strict=True))
+            for lane in lanes:
+                if going := [d for d in lane.draws if goes_on[id(d)]]:
+                    assert self.lanes is not None
+                    at = self.free.pop()
+                    self.lanes.fill(at, lane.path)
+                    self.growing.update({(at, r): d for r, d in enumerate(going)})
+
+    def _room(self, lane: Lane, starting: Sequence[Lane]) -> bool:
+        """Whether the draws may start now, beside others that do. Makes the lanes, anew where they are too narrow."""
+        shared, draws, own = attention.length(lane.path), len(lane.draws), max(1, lane.draws[0].how.max_tokens)
+        lanes = self.lanes
+        if lanes is None or shared > lanes.shared or own > lanes.own or draws > lanes.draws:
+            if self.growing or starting:
+                return False
+            self._make_lanes(shared, draws, own)
+        busy = len(self.growing) + sum(len(other.draws) for other in starting)
+        return len(self.free) > len(starting) and (not busy or busy + draws <= self.limits.sequences)
+
+    def _make_lanes(self, shared: int, draws: int, own: int) -> None:
+        """As wide as the requests in sight need, as many as sequences and positions allow."""
+        for work in (*self.active, *self.todo):
+            if isinstance(work.request, Sampling):
+                shared, own = max(shared, work.prompt()), max(own, work.request.how.max_tokens)
+                draws = max([draws, *work.draws()])
+        draws = min(draws, self.limits.sequences)
+        count = min(self.limits.tokens // (shared + draws * own), -(-self.limits.sequences // draws) + 1)
+        self.lanes = Lanes(max(1, count), draws, shared, own, self.passes.device)
+        self.free = list(range(self.lanes.lanes))[::-1]  # the first comes last, and is taken first
+
+    def _grow(self) -> None:
+        """One token for every draw that has a place."""
+        assert self.lanes is not None
+        places, draws = list(self.growing), list(self.growing.values())
+        logits_NV = self.passes.grow(self.lanes, places, draws)
+        for temperature in {d.how.temperature for d in draws}:
+            at = [n for n, d in enumerate(draws) if d.how.temperature == temperature]
+            chosen = logits_NV if len(at) == len(draws) else logits_NV[torch.tensor(at, device=logits_NV.device)]
+            for n, goes in zip(at, self.passes.draw(chosen, [draws[n] for n in at], temperature), strict=True):
+                if not goes:
+                    del self.growing[places[n]]
+        left = {lane for lane, _ in places} - {lane for lane, _ in self.growing}
+        self.free = sorted({*self.free, *left}, reverse=True)
+
+
+def _nothing(*_: Any) -> None:
+    """What a span that is to be queued does when it is done: the queue decides."""
