@@ -116,8 +116,10 @@ class Synthesize(Section):
 
 
 class Engine(Section):
-    """Limits of the sampling and scoring engine."""
+    """The sampling and scoring engine, and its limits."""
 
+    kind: Literal["torch", "vllm"] = "torch"
+    scorer: Literal["torch", "vllm"] = "torch"  # where vllm samples; vllm scores draws at temperature 1 alone
     sequences: Positive = 64  # decoded at a time
     tokens: Positive = 65536  # key-value positions held at a time, by contexts and again by draws
     pass_tokens: Positive = 4096  # encoded in one pass

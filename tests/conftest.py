@@ -33,10 +33,16 @@ def tiny(kind: str, vocabulary: int = VOCABULARY) -> Any:
                   "num_key_value_heads": 2, "head_dim": 8},
         "gemma3_text": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
                         "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+        "gemma2": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 2.0},
+        "gpt_oss": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                    "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "num_local_experts": 2,
+                    "num_experts_per_tok": 1},
     }  # fmt: skip
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=vocabulary, bos_token_id=17, eos_token_id=18, **sizes[kind])
-    model = AutoModelForCausalLM.from_config(config).eval()
+    # eager: the plain path of transformers, which knows soft caps and attention sinks too
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "norm" not in name:

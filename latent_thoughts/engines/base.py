@@ -7,7 +7,7 @@ and an engine is free to interleave the steps of many.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,18 +97,23 @@ class Engine(Protocol):
         ...
 
 
-def ask(engine: Engine, requests: Sequence[Request]) -> list[Any]:
-    """The answers to single requests, in order."""
+def ask(engine: Engine, requests: Sequence[Request], contexts: Sequence[Ids] | None = None) -> list[Any]:
+    """The answers to single requests, in order, behind no context or one each."""
 
     def once(request: Request) -> Program:
         return (yield request)
 
-    return in_order(engine, [Job((), once(request)) for request in requests])
+    contexts = contexts or [()] * len(requests)
+    return in_order(engine, [Job(c, once(request)) for c, request in zip(contexts, requests, strict=True)])
 
 
-def in_order(engine: Engine, jobs: Sequence[Job]) -> list[Any]:
-    """What the programs returned, in the jobs' order."""
-    results = dict(engine.run(jobs))
+def in_order(engine: Engine, jobs: Sequence[Job], each: Callable[[Any], None] | None = None) -> list[Any]:
+    """What the programs returned, in the jobs' order; `each` is told of every result as it comes."""
+    results = {}
+    for n, result in engine.run(jobs):
+        results[n] = result
+        if each is not None:
+            each(result)
     return [results[n] for n in range(len(jobs))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +58,20 @@ def tasks(chunks: Sequence[Chunk], target: Sequence[bool], controls: Controls, c
 
 
 def infer(
-    engine: Engine, batch: Sequence[Task], controls: Controls, config: Sample, seeds: Seeds, temperature: float
+    engine: Engine,
+    batch: Sequence[Task],
+    controls: Controls,
+    config: Sample,
+    seeds: Seeds,
+    temperature: float,
+    each: Callable[[Posterior], None] | None = None,
 ) -> list[Posterior]:
-    """Runs the E-step on a batch of chunks; the result of a chunk does not depend on the others."""
+    """Runs the E-step on a batch of chunks; the result of a chunk does not depend on the others.
+
+    `each` is told of every posterior as it comes, in any order.
+    """
     step = Step(controls, config, seeds, temperature, rescore=not engine.one_numerics)
-    return in_order(engine, [Job(task.context, step.infer(task)) for task in batch])
+    return in_order(engine, [Job(task.context, step.infer(task)) for task in batch], each)
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,12 +296,14 @@ class Schedule:
 
     def _make_lanes(self, shared: int, draws: int, own: int) -> None:
         """As wide as the requests in sight need, as many as sequences and positions allow."""
+        wanted = 0
         for work in (*self.active, *self.todo):
             if isinstance(work.request, Sampling):
                 shared, own = max(shared, work.prompt()), max(own, work.request.how.max_tokens)
-                draws = max([draws, *work.draws()])
+                draws, wanted = max([draws, *work.draws()]), wanted + len(work.draws())
         draws = min(draws, self.limits.sequences)
-        count = min(self.limits.tokens // (shared + draws * own), -(-self.limits.sequences // draws) + 1)
+        enough = -(-self.limits.sequences // draws) + 1
+        count = min(self.limits.tokens // (shared + draws * own), enough, max(1, wanted))
         self.lanes = Lanes(max(1, count), draws, shared, own, self.passes.device)
         self.free = list(range(self.lanes.lanes))[::-1]  # the first comes last, and is taken first
 

@@ -22,7 +22,7 @@ from latent_thoughts.data import format, records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine, Ids, ScoreRequest, Scoring, ask, in_order
 from latent_thoughts.engines.joint import Answering, Seeds, Task, infer, tasks
-from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.engines.load import load_engine
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Draw, Manifest, ThoughtDocument, UserError
@@ -55,8 +55,9 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
     config = recipe.evaluate
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
     sampled = recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens"})
-    key = stage_key("evaluate", [config.model_dump(), sampled, recipe.seed, recipe.model.dtype, thinks], inputs)
-    stage = Stage(folder, "evaluate", key)
+    engine = recipe.engine.model_dump(include={"kind", "scorer"})
+    settings = [config.model_dump(), sampled, recipe.seed, recipe.model.dtype, thinks, engine]
+    stage = Stage(folder, "evaluate", stage_key("evaluate", settings, inputs))
     if (manifest := stage.manifest) is not None:
         return manifest
     began = time.perf_counter()
@@ -64,7 +65,7 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
     if not documents:
         raise UserError("no document is held out: raise data.held_out, or data.limit")
     tokenizer, controls = models.load_tokenizer(model / "model")
-    engine = TorchEngine(models.load(model / "model", recipe.model), recipe.engine)
+    engine = load_engine(recipe, model / "model")
     examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)
     with track("evaluate", 2, "parts") as advance:
         counts = examiner.likelihood(documents)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
-from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.engines.load import load_engine
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Manifest, Posterior, ThoughtDocument, UserError
@@ -44,7 +44,9 @@ def sample(
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
     temperature = config.temperature_at(iteration, recipe.em.iterations)
     settings = config.model_dump(exclude={"preset", "temperature"})
-    key = stage_key("sample", [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices], inputs)
+    engines = recipe.engine.model_dump(include={"kind", "scorer"})
+    everything = [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices, engines]
+    key = stage_key("sample", everything, inputs)
     stage = Stage(folder, "sample", key)
     if (manifest := stage.manifest) is not None:
         return manifest
@@ -54,26 +56,51 @@ def sample(
     tokenizer, controls = models.load_tokenizer(model / "model")
     worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
     engine = None
-    totals: defaultdict[str, float] = defaultdict(float)
+    totals, live = Totals(), Totals()
     sizes = {name: inputs["prepare"].shards[name]["rows"] for name in names}
     with track("sample", sum(sizes.values()), "documents") as advance:
         for name in names:
-            counts = stage.done(name)
-            if counts is None:
-                engine = engine or TorchEngine(models.load(model / "model", recipe.model), recipe.engine)
-                counts = _write_shard(stage, name, prepared, worker, engine)
-            for figure, value in counts.items():
-                totals[figure] += value
-            advance(sizes[name], **_live(totals))
+            if (counts := stage.done(name)) is None:
+                engine = engine or load_engine(recipe, model / "model")
+
+                def each(posterior: Posterior, share: float) -> None:
+                    live.add(worker.counts([], [posterior]))
+                    advance(share, **live.shown())
+
+                counts = _write_shard(stage, name, prepared, worker, engine, each)
+            else:
+                advance(sizes[name])
+            totals.add(counts)
     thought_names = [name.replace("corpus-", "posterior-") for name in names]
-    return stage.close(names + thought_names, {**totals, **health(totals)})
+    return stage.close(names + thought_names, {**totals.sums, **health(totals.sums)})
 
 
-def _write_shard(stage: Stage, name: str, prepared: Path, worker: Worker, engine: Engine) -> dict[str, Any]:
+Each = Callable[[Posterior, float], None]  # told of every posterior, and of the documents it stands for
+
+
+class Totals:
+    """Sums of counts, and what of them is shown while the stage runs."""
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.began = time.perf_counter()
+
+    def add(self, counts: Mapping[str, float]) -> None:
+        for figure, value in counts.items():
+            self.sums[figure] += value
+
+    def shown(self) -> dict[str, float]:
+        figures, seconds = health(self.sums), time.perf_counter() - self.began
+        named = {"ess": figures["mean_ess"], "accepted": figures["accepted_share"], "gain": figures["gain_per_token"]}
+        named |= {"chunks/s": self.sums["chunks"] / seconds, "tokens/s": self.sums["draw_tokens"] / seconds}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def _write_shard(stage: Stage, name: str, prepared: Path, worker: Worker, engine: Engine, each: Each) -> dict[str, Any]:
     began = time.perf_counter()
     rows = records.read_rows(prepared, read_manifest(prepared), name)
     documents = [records.document_of(row) for row in rows]
-    posteriors = worker.posteriors(engine, documents)
+    posteriors = worker.posteriors(engine, documents, each)
     thoughts = worker.choose(documents, posteriors)
     counts = worker.counts(documents, posteriors)
     counts["seconds"] = time.perf_counter() - began
@@ -96,9 +123,11 @@ class Worker:
         self.config, self.seeds, self.controls = config, seeds, controls
         self.codec, self.temperature = codec, temperature
 
-    def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument]) -> list[Posterior]:
+    def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument], each: Each) -> list[Posterior]:
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.config)]
-        found = infer(engine, todo, self.controls, self.config, self.seeds, self.temperature)
+        share = len(documents) / max(1, len(todo))
+        told = lambda posterior: each(posterior, share)  # noqa: E731
+        found = infer(engine, todo, self.controls, self.config, self.seeds, self.temperature, told)
         gaps = [p.gap for p in found if p.gap is not None]
         if gaps and (gap := float(np.mean(gaps))) > self.config.max_gap:
             raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")
@@ -173,9 +202,3 @@ def health(totals: Mapping[str, float]) -> dict[str, float | None]:
         "thought_correct_sampled": mean("oracle_right", "oracle_draws"),
         "thought_correct_chosen": mean("oracle_chosen_right", "oracle_chosen"),
     }
-
-
-def _live(totals: Mapping[str, float]) -> dict[str, float]:
-    figures = health(totals)
-    named = {"ess": figures["mean_ess"], "accepted": figures["accepted_share"], "gain": figures["gain_per_token"]}
-    return {name: value for name, value in named.items() if value is not None}

@@ -7,14 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latent_thoughts.config import Engine as Limits
-from latent_thoughts.engines.base import How, SampleRequest, Sampling, ScoreRequest, Scoring, ask
+from latent_thoughts.engines.base import (
+    How,
+    Job,
+    Program,
+    SampleRequest,
+    Sampling,
+    ScoreRequest,
+    Scoring,
+    ask,
+    in_order,
+)
+from latent_thoughts.engines.passes import Passes, pick
 from latent_thoughts.engines.torch_engine import TorchEngine
-from latent_thoughts.types import Draw
+from latent_thoughts.types import Draw, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 
-KINDS = ["llama", "gpt2", "qwen3", "gemma3_text"]
+KINDS = ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss"]  # sliding windows, soft caps, sinks
 
 
 def how(max_tokens: int, temperature: float = 1.0) -> How:
@@ -31,6 +44,8 @@ def score(engine: TorchEngine, asked: list[ScoreRequest], temperatures: tuple[fl
 
 def plain(model: Any, prefix: tuple[int, ...], continuation: tuple[int, ...], temperature: float = 1.0) -> np.ndarray:
     """Log-probabilities from one forward pass over the whole sequence."""
+    if not continuation:
+        return np.zeros(0)
     ids = torch.tensor([[*prefix, *continuation]])
     with torch.no_grad():
         rows = torch.log_softmax(model(ids).logits[0].double() / temperature, -1)
@@ -107,3 +122,95 @@ def test_greedy_takes_the_likeliest_token() -> None:
         with torch.no_grad():
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert draw.ids == tuple(ids[3:])
+
+
+def program(n: int, rng: np.random.Generator, found: dict[str, Any]) -> Program:
+    """Two prompts with draws behind a context, then scores behind short, long and known prefixes."""
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, VOCABULARY, count).tolist())
+
+    prompts = [
+        SampleRequest(ids(n % 7 + 3), tuple(range(9 * n, 9 * n + 4)), (2, n % 7 + 2)),
+        SampleRequest(ids(2), (n,)),
+    ]
+    prompts.append(SampleRequest(ids(4), (), (1, 4)))
+    sampled = yield Sampling(tuple(prompts), how(8, 1.3))
+    prefixes = [ids(2), ids(20), prompts[0].prompt]
+    scoring = tuple(ScoreRequest(prefix, (ids(5), ids(0), ids(9))) for prefix in prefixes)
+    scores = yield Scoring(scoring, (1.0, 1.3))
+    found |= {"prompts": prompts, "sampled": sampled, "scoring": scoring, "scores": scores}
+    return n
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limits", [Limits(), Limits(sequences=6, tokens=200, pass_tokens=7, logits=4 * VOCABULARY)])
+def test_what_stands_behind_a_shared_context_equals_a_plain_forward_pass(kind: str, limits: Limits) -> None:
+    model, rng = tiny(kind), np.random.default_rng(1)
+    contexts = [tuple(rng.integers(0, VOCABULARY, n).tolist()) for n in (*range(12), 0, 30)]
+    found: list[dict[str, Any]] = [{} for _ in contexts]
+    jobs = [Job(c, program(n, np.random.default_rng([2, n]), found[n])) for n, c in enumerate(contexts)]
+    assert in_order(TorchEngine(tiny(kind), limits), jobs) == list(range(len(jobs)))
+    for c, f in zip(contexts, found, strict=True):
+        for r, sampled in zip(f["prompts"], f["sampled"], strict=True):
+            start, stop = r.scored
+            assert sampled.scores == pytest.approx(plain(model, c + r.prompt[:start], r.prompt[start:stop]), abs=1e-4)
+            assert len(sampled.draws) == len(r.seeds)
+            for d in sampled.draws:
+                ids = (*d.ids, CONTROLS.end) if d.finished else d.ids
+                assert d.logprobs == pytest.approx(plain(model, c + r.prompt, ids, 1.3), abs=1e-4)
+        for r, scores in zip(f["scoring"], f["scores"], strict=True):
+            for continuation, values in zip(r.continuations, scores, strict=True):
+                for t, row in zip((1.0, 1.3), values, strict=True):
+                    assert row == pytest.approx(plain(model, c + r.prefix, continuation, t), abs=1e-4)
+
+
+def test_out_of_memory_halves_the_limits_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [SampleRequest(r.prefix, tuple(range(7 * n, 7 * n + 7))) for n, r in enumerate(requests())]
+    expected = sample(TorchEngine(tiny("llama")), asked, how(12))
+    grow = Passes.grow
+
+    def scarce(self: Passes, lanes: Any, rows: Any, draws: Any) -> Any:
+        if len(draws) > 20:
+            raise torch.OutOfMemoryError("pretended")
+        return grow(self, lanes, rows, draws)
+
+    monkeypatch.setattr(Passes, "grow", scarce)
+    engine = TorchEngine(tiny("llama"), Limits(sequences=64))
+    found = sample(engine, asked, how(12))
+    assert [[d.ids for d in row] for row in found] == [[d.ids for d in row] for row in expected]
+    assert engine.limits.sequences == 16
+    assert capsys.readouterr().err.count("out of memory") == 2
+    monkeypatch.setattr(Passes, "grow", lambda *_: scarce(*_[:3], [None] * 99))
+    with pytest.raises(UserError, match="not enough memory for a single sequence"):
+        sample(engine, asked, how(12))
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Passes, "encode", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        sample(TorchEngine(tiny("llama")), [SampleRequest((1, 2), (0,))], how(3))
+
+
+@given(st.integers(1, 700), st.integers(0, 2**32), st.floats(0, 1, exclude_max=True))
+def test_pick_is_the_inverse_of_the_distribution(size: int, seed: int, u: float) -> None:
+    shares = np.random.default_rng(seed).dirichlet(np.full(size, 0.05)).astype(np.float32)
+    shares[shares < 1e-30] = 0
+    token = int(pick(torch.from_numpy(shares)[None], torch.tensor([u], dtype=torch.float64))[0])
+    assert shares[token] > 0
+    below, total = shares[:token].sum(dtype=np.float64), shares.sum(dtype=np.float64)
+    assert below <= u * total + 1e-9
+    assert below + shares[token] >= u * total - 1e-9
+
+
+def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("bloom", vocab_size=23, hidden_size=16, n_layer=1, n_head=2)
+    with pytest.raises(UserError, match="bloom does not let its attention be replaced"):
+        TorchEngine(AutoModelForCausalLM.from_config(config))

