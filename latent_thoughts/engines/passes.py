@@ -77,9 +77,8 @@ class Passes:
         self.device = next(model.parameters()).device
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         if not attention.install(model):
-            raise UserError(
-                f"model type {model.config.model_type} does not let its attention be replaced: set engine.kind and engine.scorer to vllm"
-            )
+            kind = model.config.model_type
+            raise UserError(f"{kind} does not let its attention be replaced: set engine.kind and engine.scorer to vllm")
 
     def encode(self, items: Sequence[Item]) -> None:
         """One pass over the items' spans; hands each its span and logits."""

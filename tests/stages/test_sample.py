@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from latent_thoughts import weights
-from latent_thoughts.config import resolve
+from latent_thoughts.config import Sample, resolve
 from latent_thoughts.data import records
+from latent_thoughts.data.tokenizer import Codec, add_control_tokens
 from latent_thoughts.em import Run
+from latent_thoughts.engines.joint import Seeds
+from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.stages import sample as sampling
 from latent_thoughts.store import read_manifest
-from latent_thoughts.types import UserError
+from latent_thoughts.types import Chunk, ThoughtDocument, UserError
+from tests.conftest import tiny
+from tests.data.test_tokenizer import byte_level
 
 
 @pytest.fixture
@@ -109,3 +115,52 @@ def test_the_model_is_part_of_the_key(warm: Run, tmp_path: Path) -> None:
     first = sample(warm, tmp_path / "s")
     other = Run(resolve({**warm.recipe.model_dump(), "seed": 1}), warm.folder)
     assert sample(other, tmp_path / "t").key != first.key
+
+
+def logprob(model: Any, prefix: tuple[int, ...], ids: tuple[int, ...]) -> float:
+    """log p(ids | prefix) from one forward pass of transformers over the whole sequence."""
+    with torch.no_grad():
+        rows = torch.log_softmax(model(torch.tensor([[*prefix, *ids]])).logits[0].double(), -1)
+    return float(sum(rows[len(prefix) + n - 1, i] for n, i in enumerate(ids)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_what_was_drawn_is_what_is_scored_and_kept(preset: str, temperature: float) -> None:
+    """Ids that no tokenizer would choose for their text, behind contexts of every length, cut and whole."""
+    tokenizer = byte_level()
+    controls = add_control_tokens(tokenizer)
+    model, drawing, codec = tiny("llama", len(tokenizer)), tiny("llama", len(tokenizer)), Codec(tokenizer)
+    for m in (model, drawing):
+        m.get_output_embeddings().weight.data[controls.end] *= 3  # so that thoughts end now and then
+    words = ["the", " cat sat", " on the mat.", " It", " rained and rained."]
+    documents = []
+    for n in range(12):
+        ids = [tuple(codec.encode(word)) for word in words[: 1 + n % 5]]
+        chunks = tuple(Chunk(f"d{n}", m, 0, codec.decode(i), i) for m, i in enumerate(ids))
+        documents.append(ThoughtDocument(f"d{n}", chunks, (None,) * len(ids), (True,) * len(ids), "raw"))
+    config = Sample(preset=preset, k=8, accept="all", max_thought_tokens=12, max_tokens=36)
+    worker = sampling.Worker(config, Seeds(0, 1), controls, codec, temperature)
+    found = worker.posteriors(TorchEngine(drawing), documents, lambda *_: None)
+    S, E, P, Q = controls.start, controls.end, controls.prior, controls.posterior
+    strange, cut, checked = 0, 0, 0
+    for p in found:
+        c, x = p.context_ids, p.chunk.ids
+        cut += c[0] != controls.bos
+        assert p.raw_logprob == pytest.approx(logprob(model, (*c, S, E), x), abs=1e-3)
+        for d in p.draws:
+            z = d.draw.ids
+            if d.draw.finished:
+                strange += tuple(codec.encode(codec.decode(z))) != z
+                checked += 1
+                assert d.log_posterior == pytest.approx(logprob(model, (*c, S, E, *x, S, Q), (*z, E)), abs=1e-3)
+                assert d.log_prior == pytest.approx(logprob(model, (*c, S, P), (*z, E)), abs=1e-3)
+                assert d.log_x == pytest.approx(logprob(model, (*c, S, P, *z, E), x), abs=1e-3)
+    assert strange > 10 and cut > 3 and checked > 20
+    kept = {(d.id, m): z for d in worker.choose(documents, found) for m, z in enumerate(d.thoughts)}
+    for p in found:
+        if (z := kept.get((p.chunk.doc_id, p.chunk.index))) is not None:
+            assert z == p.draws[p.chosen].draw.ids
+            row = records.posterior_row(p, codec.decode)
+            assert tuple(row["draws"][row["chosen"]]["ids"]) == z
+    assert any(tuple(codec.encode(codec.decode(z))) != z for z in kept.values() if z is not None)
