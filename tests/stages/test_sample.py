@@ -133,13 +133,13 @@ def test_what_was_drawn_is_what_is_scored_and_kept(preset: str, temperature: flo
     model, drawing, codec = tiny("llama", len(tokenizer)), tiny("llama", len(tokenizer)), Codec(tokenizer)
     for m in (model, drawing):
         m.get_output_embeddings().weight.data[controls.end] *= 3  # so that thoughts end now and then
-    words = ["the", " cat sat", " on the mat.", " It", " rained and rained."]
+    words = ["the", " cat sat", " on the mat.", " It", " rained."]
     documents = []
     for n in range(12):
         ids = [tuple(codec.encode(word)) for word in words[: 1 + n % 5]]
         chunks = tuple(Chunk(f"d{n}", m, 0, codec.decode(i), i) for m, i in enumerate(ids))
         documents.append(ThoughtDocument(f"d{n}", chunks, (None,) * len(ids), (True,) * len(ids), "raw"))
-    config = Sample(preset=preset, k=8, accept="all", max_thought_tokens=12, max_tokens=36)
+    config = Sample(preset=preset, k=12, accept="all", max_thought_tokens=12, max_tokens=27)
     worker = sampling.Worker(config, Seeds(0, 1), controls, codec, temperature)
     found = worker.posteriors(TorchEngine(drawing), documents, lambda *_: None)
     S, E, P, Q = controls.start, controls.end, controls.prior, controls.posterior
@@ -156,7 +156,7 @@ def test_what_was_drawn_is_what_is_scored_and_kept(preset: str, temperature: flo
                 assert d.log_posterior == pytest.approx(logprob(model, (*c, S, E, *x, S, Q), (*z, E)), abs=1e-3)
                 assert d.log_prior == pytest.approx(logprob(model, (*c, S, P), (*z, E)), abs=1e-3)
                 assert d.log_x == pytest.approx(logprob(model, (*c, S, P, *z, E), x), abs=1e-3)
-    assert strange > 10 and cut > 3 and checked > 20
+    assert strange > 10 and cut > 3 and checked > 20  # the test is not empty
     kept = {(d.id, m): z for d in worker.choose(documents, found) for m, z in enumerate(d.thoughts)}
     for p in found:
         if (z := kept.get((p.chunk.doc_id, p.chunk.index))) is not None:
