@@ -27,6 +27,7 @@ def refusal(values: dict[str, Any], *overrides: str) -> str:
         ({"data": {"world": {"teacher_docs": 1}}}, "data.world.teacher_docs", "data.world.teacher_documents"),
         ({"sample": {"max_though_tokens": 1}}, "sample.max_though_tokens", "sample.max_thought_tokens"),
         ({"em": {"warm_start": {"lrr": 1}}}, "lrr", "lr"),
+        ({"em": {"raw": {"dropuot": 1}}}, "dropuot", "dropout"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(
@@ -153,6 +154,13 @@ def test_one_budget_at_most() -> None:
 def test_the_warm_start_takes_trains_settings_and_its_own() -> None:
     recipe = resolve({"train": {"lr": 0.5, "steps": 7}, "em": {"warm_start": {"lr": 0.25}}})
     assert (recipe.warm_start_train.lr, recipe.warm_start_train.budget) == (0.25, ("steps", 7.0))
+
+
+def test_raw_baselines_take_trains_settings_and_their_own() -> None:
+    recipe = resolve({"train": {"lr": 0.5, "raw_share": 0.3}, "em": {"raw": {"dropout": 0.25}}})
+    raw = recipe.raw_train
+    assert (raw.lr, raw.dropout, raw.layout, raw.raw_share) == (0.5, 0.25, "raw", 0.0)
+    assert recipe.train.dropout == recipe.warm_start_train.dropout == 0.0
 
 
 def test_the_warm_starts_budget_replaces_trains() -> None:

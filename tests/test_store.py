@@ -216,3 +216,25 @@ def test_a_lock_is_let_go_of_after_an_exception(tmp_path: Path) -> None:
         raise RuntimeError
     with run_lock(tmp_path), pytest.raises(UserError, match="in use"), run_lock(tmp_path):
         pass
+
+
+# --- what a killed process left
+
+
+def test_a_folder_that_a_killed_process_had_only_begun_is_taken_over(tmp_path: Path) -> None:
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / ".stage.json.1.tmp").write_text("half")
+    Stage(folder, "x", "k" * 64)
+    assert names(folder) == {"stage.json"}
+    assert names(tmp_path) == {"stage"}  # nothing set aside
+
+
+def test_temporary_files_of_a_killed_process_are_removed_and_shards_kept(tmp_path: Path) -> None:
+    folder, key = tmp_path / "stage", "k" * 64
+    complete(folder, key)
+    (folder / ".model.1.tmp").mkdir()
+    (folder / ".model.1.tmp" / "weights").write_text("half")
+    (folder / ".b.parquet.1.tmp").write_text("half")
+    assert Stage(folder, "x", key).manifest is not None
+    assert names(folder) == {"a.parquet", "manifest.json", "stage.json"}
