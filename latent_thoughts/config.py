@@ -140,8 +140,9 @@ class Sample(Section):
     posterior_share: Share = 0.5  # of the proposal; the rest are draws from the prior
     temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (2.0, 1.0)
     accept: Literal["gain", "all"] = "gain"
-    margin: float = 0.0  # nats the chosen thought must gain
+    margin: float = 0.0  # nats a chosen thought must gain
     choose: Literal["resample", "best", "uniform"] = "resample"
+    keep: Positive = 1  # thoughts chosen a chunk, all different; training takes them in turn, one a visit
     rejected: Literal["skip", "raw"] = "skip"
     max_thought_tokens: Positive = 1024
     context_chunks: Positive = 3

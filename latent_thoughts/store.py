@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from latent_thoughts.types import Manifest, UserError
 
-FORMAT_VERSION = 1  # raise it when the meaning of any stored file changes: old shards are not reused
+FORMAT_VERSION = 2  # raise it when the meaning of any stored file changes: old shards are not reused
 
 
 def fingerprint(*parts: Any) -> str:

@@ -41,16 +41,17 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ThoughtDocument:
-    """A document in chunks, with at most one thought before each chunk.
+    """A document in chunks, with the thoughts kept for each chunk, of which every visit takes one.
 
-    `thoughts[i]` are the token ids of chunk i's thought without the end token, or None. An empty
-    thought is a thought (`S P E x`); None is none at all (`x`). `source` says who thought it.
-    `target` marks the chunks that thoughts are meant for; the others are context.
+    `thoughts[i]` are chunk i's thoughts, each as token ids without the end token; visit v of training
+    takes number v modulo their count. An empty thought is a thought (`S P E x`); where there is none
+    at all the text stands alone (`x`). `source` says who thought them. `target` marks the chunks that
+    thoughts are meant for; the others are context.
     """
 
     id: str
     chunks: tuple[Chunk, ...]
-    thoughts: tuple[tuple[int, ...] | None, ...]
+    thoughts: tuple[tuple[tuple[int, ...], ...], ...]
     target: tuple[bool, ...]
     source: str
     meta: dict[str, Any] = field(default_factory=dict)
@@ -96,8 +97,8 @@ class ScoredDraw:
 class Posterior:
     """What the E-step knows about one chunk.
 
-    `log_weights` and `gains` have one entry a draw (K). `chosen` is the accepted draw's index,
-    -1 where none was accepted. `raw_logprob` = log p(x | c) without a thought. `gap` is the mean
+    `log_weights` and `gains` have one entry a draw (K). `kept` are the indices of the accepted draws,
+    whose thoughts differ, in the order they were chosen. `raw_logprob` = log p(x | c) without a thought. `gap` is the mean
     |log q by the sampler - log q by the scorer| over finished draws that were scored anew, each under
     its own proposal; None where none was.
     """
@@ -107,9 +108,14 @@ class Posterior:
     draws: tuple[ScoredDraw, ...]
     log_weights: np.ndarray
     gains: np.ndarray
-    chosen: int
+    kept: tuple[int, ...]
     raw_logprob: float
     gap: float | None
+
+    @property
+    def chosen(self) -> int:
+        """Index of the first accepted draw, -1 where none was accepted."""
+        return self.kept[0] if self.kept else -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ Shapes: K is the number of draws of one chunk. Everything is in nats.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -54,16 +56,18 @@ def bound(log_w: np.ndarray) -> float:
     return logsumexp(log_w) - float(np.log(len(log_w)))
 
 
-def choose(log_w: np.ndarray, method: str, rng: np.random.Generator) -> int:
-    """Index of the chosen draw: `resample` ∝ w, `best` argmax w, `uniform` any finished one.
+def choose(
+    log_w: np.ndarray, thoughts: Sequence[Hashable], method: str, rng: np.random.Generator, keep: int = 1
+) -> list[int]:
+    """Indices of up to `keep` chosen draws whose thoughts differ, one after the other without replacement.
 
-    -1 where every weight is zero.
+    `resample` ∝ w, `best` argmax w, `uniform` any finished one. Empty where every weight is zero.
     """
-    share = normalised(log_w)
-    if not share.any():
-        return -1
-    if method == "best":
-        return int(share.argmax())
-    if method == "uniform":
-        share = np.isfinite(log_w).astype(np.float64)
-    return int(rng.choice(len(share), p=share / share.sum()))
+    left, chosen = log_w.copy(), []
+    while len(chosen) < keep and (share := normalised(left)).any():
+        if method == "uniform":
+            share = np.isfinite(left) / np.isfinite(left).sum()
+        n = int(share.argmax()) if method == "best" else int(rng.choice(len(share), p=share / share.sum()))
+        chosen.append(n)
+        left[[thought == thoughts[n] for thought in thoughts]] = -np.inf
+    return chosen

@@ -90,7 +90,7 @@ def test_posterior_shards_have_the_documented_columns(finished: Path) -> None:
     assert all(t.schema.remove_metadata() == records.POSTERIORS for t in tables)
     rows = [row for t in tables for row in t.to_pylist()]
     assert len(rows) == len({r["doc_id"] for r in rows}) == 40
-    chosen = {r["doc_id"]: tuple(r["draws"][r["chosen"]]["ids"]) for r in rows if r["chosen"] >= 0}
+    chosen = {r["doc_id"]: (tuple(r["draws"][r["chosen"]]["ids"]),) for r in rows if r["chosen"] >= 0}
     documents = [d for _, part in records.shards(folder, "corpus") for d in part]
     assert {d.id: d.thoughts[1] for d in documents} == chosen
     assert manifest.counts["accepted"] == len(chosen)

@@ -55,14 +55,30 @@ def test_resampling_follows_the_weights() -> None:
     from scipy import stats
 
     log_w = np.log([0.1, 0.6, 0.3]) - 700  # tiny weights must not underflow
-    drawn = [weights.choose(log_w, "resample", np.random.default_rng(seed)) for seed in range(3000)]
+    drawn = [weights.choose(log_w, "abc", "resample", np.random.default_rng(seed))[0] for seed in range(3000)]
     assert stats.chisquare(np.bincount(drawn, minlength=3), [300, 1800, 900]).pvalue > 1e-4
 
 
 def test_choices() -> None:
     log_w, rng = np.array([-3.0, -1.0, -np.inf]), np.random.default_rng(0)
-    assert weights.choose(log_w, "best", rng) == 1
-    drawn = [weights.choose(log_w, "uniform", rng) for _ in range(400)]
+    assert weights.choose(log_w, "abc", "best", rng) == [1]
+    drawn = [weights.choose(log_w, "abc", "uniform", rng)[0] for _ in range(400)]
     assert set(drawn) == {0, 1}
     assert 150 < drawn.count(0) < 250
-    assert weights.choose(np.full(2, -np.inf), "resample", rng) == -1
+    assert weights.choose(np.full(2, -np.inf), "ab", "resample", rng) == []
+
+
+def test_several_thoughts_are_resampled_without_replacement() -> None:
+    """Draws 0 and 2 are one thought: P(c, then the rest) = w_c * w / (1 - w_c), and so on; unfinished ones never."""
+    from scipy import stats
+
+    log_w, thoughts = np.log([0.1, 0.5, 0.2, 0.2, 1e-300]), "abacd"
+    log_w[4] = -np.inf
+    rng = np.random.default_rng(0)
+    drawn = ["".join(thoughts[n] for n in weights.choose(log_w, thoughts, "resample", rng, 2)) for _ in range(4000)]
+    share = {"a": 0.3, "b": 0.5, "c": 0.2}
+    expected = {z + y: share[z] * share[y] / (1 - share[z]) for z in share for y in share if z != y}
+    assert set(drawn) == set(expected)
+    assert stats.chisquare([drawn.count(z) for z in expected], [4000 * p for p in expected.values()]).pvalue > 1e-4
+    assert weights.choose(log_w, thoughts, "best", rng, 9) == [1, 2, 3]
+    assert sorted(thoughts[n] for n in weights.choose(log_w, thoughts, "uniform", rng, 9)) == ["a", "b", "c"]

@@ -94,14 +94,15 @@ class Layout:
         self.parts.extend([part] * len(ids))
 
 
-def lay_out(document: ThoughtDocument, forms: Sequence[Form], controls: Controls) -> Layout:
+def lay_out(document: ThoughtDocument, forms: Sequence[Form], controls: Controls, visit: int = 0) -> Layout:
     """A document as one training sequence: BOS, each chunk in its form, EOS.
 
-    A chunk without a thought is raw whatever its form. With Form.THOUGHTS the text is left out.
+    Of a chunk's thoughts every visit takes the next. A chunk without any is raw whatever its form. With Form.THOUGHTS the text is left out.
     """
     layout = Layout([], [])
     layout.add(Part.CONTROL, controls.bos)
-    for chunk, thought, target, form in zip(document.chunks, document.thoughts, document.target, forms, strict=True):
+    for chunk, kept, target, form in zip(document.chunks, document.thoughts, document.target, forms, strict=True):
+        thought = kept[visit % len(kept)] if kept else None
         text = Part.TARGET if target else Part.CONTEXT
         if thought is None or form is Form.RAW:
             layout.add(text, *chunk.ids)

@@ -88,7 +88,7 @@ class Batches:
         config, document = self.config, self.documents[index]
         rng = np.random.default_rng([self.seed, epoch, index + 1])
         forms = format.draw_forms(document, config.layout, config.posterior_share, config.raw_share, rng)
-        layout = format.lay_out(document, forms, self.controls)
+        layout = format.lay_out(document, forms, self.controls, epoch)
         labels, ids = format.labels(layout, config.loss_on), np.array(layout.ids, np.int64)
         parts, size = np.array(layout.parts, np.int64), config.sequence_length
         starts = range(0, len(ids), size)

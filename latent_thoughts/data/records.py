@@ -29,7 +29,7 @@ DOCUMENTS = pa.schema(
                         ("text", pa.string()),
                         ("ids", IDS),
                         ("target", pa.bool_()),
-                        ("thought", IDS),
+                        ("thoughts", pa.list_(IDS)),
                     ]
                 )
             ),
@@ -72,8 +72,8 @@ POSTERIORS = pa.schema(
 
 def document_row(document: ThoughtDocument) -> dict[str, Any]:
     chunks = [
-        {"start": c.start, "text": c.text, "ids": c.ids, "target": target, "thought": thought}
-        for c, thought, target in zip(document.chunks, document.thoughts, document.target, strict=True)
+        {"start": c.start, "text": c.text, "ids": c.ids, "target": target, "thoughts": thoughts}
+        for c, thoughts, target in zip(document.chunks, document.thoughts, document.target, strict=True)
     ]
     meta = json.dumps(document.meta, ensure_ascii=False)
     return {"id": document.id, "source": document.source, "meta": meta, "chunks": chunks}
@@ -84,7 +84,7 @@ def document_of(row: dict[str, Any]) -> ThoughtDocument:
     return ThoughtDocument(
         id=row["id"],
         chunks=tuple(Chunk(row["id"], index, c["start"], c["text"], tuple(c["ids"])) for index, c in enumerate(chunks)),
-        thoughts=tuple(None if c["thought"] is None else tuple(c["thought"]) for c in chunks),
+        thoughts=tuple(tuple(map(tuple, c["thoughts"])) for c in chunks),
         target=tuple(c["target"] for c in chunks),
         source=row["source"],
         meta=json.loads(row["meta"]),

@@ -142,9 +142,10 @@ class Step:
         log_x = np.array([s.log_x for s in scores])
         log_weights = weights.log_weights([s.log_prior + s.log_x for s in scores], log_q, finished)
         gains = log_x - raw_logprob
-        chosen = weights.choose(log_weights, config.choose, self.seeds.rng(task.chunk, "choice"))
-        if chosen >= 0 and config.accept == "gain" and not gains[chosen] > config.margin:
-            chosen = -1
+        thoughts, rng = [d.ids for _, d in drawn], self.seeds.rng(task.chunk, "choice")
+        kept = weights.choose(log_weights, thoughts, config.choose, rng, config.keep)
+        if config.accept == "gain":
+            kept = [n for n in kept if gains[n] > config.margin]
         draws = tuple(
             ScoredDraw(d, proposal, s.log_posterior, s.log_prior, s.log_x, float(q))
             for (proposal, d), s, q in zip(drawn, scores, log_q, strict=True)
@@ -155,7 +156,7 @@ class Step:
             if d.finished and (proposal == PRIOR or self.rescore)
         ]
         gap = float(np.mean(gaps)) if gaps else None
-        return Posterior(task.chunk, task.context, draws, log_weights, gains, chosen, raw_logprob, gap)
+        return Posterior(task.chunk, task.context, draws, log_weights, gains, tuple(kept), raw_logprob, gap)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def chunked(document: Document, recipe: Recipe, codec: Codec) -> ThoughtDocument
         raise UserError("the tokenizer does not give its text back (is it normalising?)")
     target = tuple(config.thoughts == "all" or n == len(chunks) - 1 for n in range(len(chunks)))
     meta = {**document.meta, "oracle": oracle}
-    return ThoughtDocument(document.id, tuple(chunks), (None,) * len(chunks), target, "raw", meta)
+    return ThoughtDocument(document.id, tuple(chunks), ((),) * len(chunks), target, "raw", meta)
 
 
 def _world_seed(recipe: Recipe) -> int:

@@ -135,11 +135,11 @@ class Worker:
 
     def choose(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> list[ThoughtDocument]:
         """Documents with their chosen thoughts. One with a rejected chunk is left out, or keeps it raw."""
-        chosen = {(p.chunk.doc_id, p.chunk.index): p.draws[p.chosen].draw.ids for p in posteriors if p.chosen >= 0}
+        chosen = {(p.chunk.doc_id, p.chunk.index): tuple(p.draws[n].draw.ids for n in p.kept) for p in posteriors}
         kept = []
         for document in documents:
-            thoughts = tuple(chosen.get((document.id, c.index)) for c in document.chunks)
-            missing = any(t and z is None for t, z in zip(document.target, thoughts, strict=True))
+            thoughts = tuple(chosen.get((document.id, c.index), ()) for c in document.chunks)
+            missing = any(t and not z for t, z in zip(document.target, thoughts, strict=True))
             if missing and self.config.rejected == "skip":
                 continue
             kept.append(replace(document, thoughts=thoughts, source="em"))
@@ -162,6 +162,7 @@ class Worker:
             counts["ess"] += weights.effective_sample_size(p.log_weights)
             counts["max_share"] += float(weights.normalised(p.log_weights).max())
             counts["accepted"] += p.chosen >= 0
+            counts["kept"] += len(p.kept)
             if p.gap is not None:
                 counts["gap"] += p.gap
                 counts["gap_chunks"] += 1

@@ -34,7 +34,7 @@ def synthesize_oracle(prepared: Path, base: Path, splits: tuple[str, ...], folde
                 stage.write(name, [document_row(row) for row in rows], DOCUMENTS, {})
                 names.append(name)
                 documents += len(rows)
-                found = [z for row in rows for z in row.thoughts if z is not None]
+                found = [z for row in rows for kept in row.thoughts for z in kept]
                 thoughts, tokens = thoughts + len(found), tokens + sum(map(len, found))
                 advance(len(rows))
     if not thoughts:
@@ -45,6 +45,6 @@ def synthesize_oracle(prepared: Path, base: Path, splits: tuple[str, ...], folde
 def with_oracle(document: ThoughtDocument, codec: Codec) -> ThoughtDocument:
     known = oracle(document)
     thoughts = tuple(
-        tuple(codec.encode(known[n])) if n in known and target else None for n, target in enumerate(document.target)
+        (tuple(codec.encode(known[n])),) if n in known and target else () for n, target in enumerate(document.target)
     )
     return replace(document, thoughts=thoughts, source="oracle")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,8 @@ def document(
     chunks: list[Ids], thoughts: list[Ids | None], target: list[bool] | None = None, name: str = "d"
 ) -> ThoughtDocument:
     made = tuple(Chunk(name, n, n, "x" * len(ids), ids) for n, ids in enumerate(chunks))
-    return ThoughtDocument(name, made, tuple(thoughts), tuple(target or [True] * len(chunks)), "test")
+    kept = tuple(() if thought is None else (thought,) for thought in thoughts)
+    return ThoughtDocument(name, made, kept, tuple(target or [True] * len(chunks)), "test")
 
 
 TWO = document([(10, 11), (20,)], [(30,), (40, 41)], [False, True])
@@ -66,6 +69,12 @@ def test_a_chunk_without_a_thought_is_raw_in_every_form(form: Form) -> None:
     layout = laid_out([form, Form.PRIOR], document([(10,), (20,)], [None, (40,)]))
     assert layout.ids == [B, 10, S, P, 40, E, 20, EOS]
     assert layout.parts == [C, T, C, C, Z, Z, T, F]
+
+
+def test_every_visit_takes_the_next_of_a_chunks_thoughts() -> None:
+    several = replace(document([(10,), (20,)], [(40,), None]), thoughts=(((40,), (), (50,)), ()))
+    seen = [lay_out(several, [Form.PRIOR] * 2, CONTROLS, visit).ids for visit in range(4)]
+    assert seen == [[B, S, P, *z, E, 10, 20, EOS] for z in ([40], [], [50], [40])]
 
 
 def test_an_empty_thought_is_a_thought() -> None:

@@ -25,7 +25,7 @@ FIRST = 10  # of the text tokens; every document has tokens of its own
 
 def document(index: int, text: int, thought: int | None) -> ThoughtDocument:
     ids = tuple(FIRST + index for _ in range(text))
-    thoughts = None if thought is None else (FIRST + index,) * thought
+    thoughts = () if thought is None else ((FIRST + index,) * thought,)
     return ThoughtDocument(str(index), (Chunk(str(index), 0, 0, "", ids),), (thoughts,), (True,), "test")
 
 
@@ -154,7 +154,7 @@ def test_seeds_give_other_orders_and_forms_are_drawn_afresh_at_every_visit() -> 
 def test_a_document_longer_than_a_row_is_cut_into_parts_that_join_to_it() -> None:
     config = Train(sequence_length=10, rows=2, layout="raw")
     ids = tuple(range(20, 53))
-    long = ThoughtDocument("d", (Chunk("d", 0, 0, "", ids),), (None,), (True,), "test")
+    long = ThoughtDocument("d", (Chunk("d", 0, 0, "", ids),), ((),), (True,), "test")
     batches = Batches([long], CONTROLS, config, 0)
     pieces = [row.ids[span] for row, span in spans(batches.next_batch() + batches.next_batch())]
     assert np.concatenate(pieces[:4]).tolist() == [1, *ids, 2]
@@ -200,7 +200,7 @@ def test_a_packed_document_has_the_losses_it_has_alone(kind: str) -> None:
     docs = []
     for n, (text, thought) in enumerate(sizes_of):
         x = tuple(rng.integers(FIRST, 60, text).tolist())
-        z = None if thought is None else tuple(rng.integers(FIRST, 60, thought).tolist())
+        z = () if thought is None else (tuple(rng.integers(FIRST, 60, thought).tolist()),)
         docs.append(ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", x),), (z,), (True,), "test"))
     batch = Batches(docs, CONTROLS, Train(sequence_length=48, rows=2), 0).next_batch()
     together = losses(np.stack([row.ids for row in batch]), np.stack([positions(row) for row in batch]))

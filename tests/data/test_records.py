@@ -27,7 +27,7 @@ def thought_documents(draw: st.DrawFn) -> ThoughtDocument:
         text = draw(TEXT)
         chunks.append(Chunk(name, index, start, text, draw(IDS)))
         start += len(text)
-    thoughts = tuple(draw(st.none() | IDS) for _ in range(count))
+    thoughts = tuple(tuple(draw(st.lists(IDS, max_size=3))) for _ in range(count))
     target = tuple(draw(st.booleans()) for _ in range(count))
     meta = draw(st.dictionaries(TEXT, st.none() | st.booleans() | st.integers(-9, 9) | TEXT, max_size=3))
     return ThoughtDocument(name, tuple(chunks), thoughts, target, draw(TEXT), meta)
@@ -68,7 +68,7 @@ def test_a_posterior_keeps_its_draws_weights_and_choice() -> None:
         draws=draws,
         log_weights=np.array([-0.25, -math.inf, -0.25]),
         gains=np.array([0.5, math.nan, 0.5]),
-        chosen=2,
+        kept=(2, 0),
         raw_logprob=-4.0,
         gap=0.0,
     )
@@ -91,7 +91,7 @@ def test_a_posterior_keeps_its_draws_weights_and_choice() -> None:
 
 def test_splits_are_read_shard_by_shard(tmp_path: Path) -> None:
     def document(name: str) -> ThoughtDocument:
-        return ThoughtDocument(name, (Chunk(name, 0, 0, "t", (4,)),), (None,), (True,), "raw")
+        return ThoughtDocument(name, (Chunk(name, 0, 0, "t", (4,)),), ((),), (True,), "raw")
 
     stage = Stage(tmp_path / "s", "prepare", "k")
     shards = {"corpus-00000.parquet": "ab", "corpus-00001.parquet": "c", "held_out-00000.parquet": "d"}

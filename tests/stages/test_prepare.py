@@ -85,7 +85,7 @@ def test_chunks_give_text_and_ids_of_every_document(values: dict[str, Any], tmp_
             assert text[chunk.start : chunk.start + len(chunk.text)] == chunk.text
             assert list(chunk.ids) == codec.encode(chunk.text)
             assert len(chunk.ids) <= 64
-        assert document.thoughts == (None,) * len(document.chunks)
+        assert document.thoughts == ((),) * len(document.chunks)
         assert document.target == (True,) * len(document.chunks)
         seen.append(text)
     assert sorted(seen) == sorted(TEXTS)

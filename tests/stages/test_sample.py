@@ -101,9 +101,9 @@ def test_rejected_chunks(warm: Run, tmp_path: Path, rejected: str) -> None:
     accepted = {r["doc_id"] for r in rows if r["chosen"] >= 0}
     documents = [d for _, part in records.shards(tmp_path / rejected, "corpus") for d in part]
     assert 0 < len(accepted) < 40
-    assert {d.id for d in documents if d.thoughts[1] is not None} == accepted
+    assert {d.id for d in documents if d.thoughts[1]} == accepted
     assert len(documents) == (len(accepted) if rejected == "skip" else 40)
-    assert all(d.thoughts[0] is None for d in documents)
+    assert all(d.thoughts[0] == () for d in documents)
 
 
 def test_engines_that_disagree_stop_the_run(warm: Run, tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_what_was_drawn_is_what_is_scored_and_kept(preset: str, temperature: flo
     for n in range(12):
         ids = [tuple(codec.encode(word)) for word in words[: 1 + n % 5]]
         chunks = tuple(Chunk(f"d{n}", m, 0, codec.decode(i), i) for m, i in enumerate(ids))
-        documents.append(ThoughtDocument(f"d{n}", chunks, (None,) * len(ids), (True,) * len(ids), "raw"))
-    config = Sample(preset=preset, k=12, accept="all", max_thought_tokens=12, max_tokens=27)
+        documents.append(ThoughtDocument(f"d{n}", chunks, ((),) * len(ids), (True,) * len(ids), "raw"))
+    config = Sample(preset=preset, k=24, accept="all", keep=2, max_thought_tokens=12, max_tokens=27)
     worker = sampling.Worker(config, Seeds(0, 1), controls, codec, temperature)
     found = worker.posteriors(TorchEngine(drawing), documents, lambda *_: None)
     S, E, P, Q = controls.start, controls.end, controls.prior, controls.posterior
@@ -159,8 +159,9 @@ def test_what_was_drawn_is_what_is_scored_and_kept(preset: str, temperature: flo
     assert strange > 10 and cut > 3 and checked > 20  # the test is not empty
     kept = {(d.id, m): z for d in worker.choose(documents, found) for m, z in enumerate(d.thoughts)}
     for p in found:
-        if (z := kept.get((p.chunk.doc_id, p.chunk.index))) is not None:
-            assert z == p.draws[p.chosen].draw.ids
+        if thoughts := kept.get((p.chunk.doc_id, p.chunk.index)):
+            assert thoughts == tuple(p.draws[n].draw.ids for n in p.kept)
             row = records.posterior_row(p, codec.decode)
-            assert tuple(row["draws"][row["chosen"]]["ids"]) == z
-    assert any(tuple(codec.encode(codec.decode(z))) != z for z in kept.values() if z is not None)
+            assert tuple(row["draws"][row["chosen"]]["ids"]) == thoughts[0]
+    assert any(tuple(codec.encode(codec.decode(z))) != z for thoughts in kept.values() for z in thoughts)
+    assert any(len(thoughts) == 2 for thoughts in kept.values())
