@@ -98,9 +98,9 @@ class Posterior:
     """What the E-step knows about one chunk.
 
     `log_weights` and `gains` have one entry a draw (K). `kept` are the indices of the accepted draws,
-    whose thoughts differ, in the order they were chosen. `raw_logprob` = log p(x | c) without a thought. `gap` is the mean
-    |log q by the sampler - log q by the scorer| over finished draws that were scored anew, each under
-    its own proposal; None where none was.
+    whose thoughts differ, in the order they were chosen. `raw_logprob` = log p(x | c) without a
+    thought. `gap` is the mean |log q by the sampler - log q by the scorer| over finished draws that
+    were scored anew, each under its own proposal; None where none was.
     """
 
     chunk: Chunk

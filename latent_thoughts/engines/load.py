@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from latent_thoughts import model as models
@@ -10,16 +12,19 @@ from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
 
 
-def load_engine(recipe: Recipe, folder: Path) -> Engine:
+@contextlib.contextmanager
+def loaded_engine(recipe: Recipe, folder: Path) -> Iterator[Engine]:
     """Raises UserError where the engine is not installed, or the model does not suit it."""
     if recipe.engine.kind == "torch" or recipe.engine.scorer == "torch":
         scorer = TorchEngine(models.load(folder, recipe.model), recipe.engine)
         if recipe.engine.kind == "torch":
-            return scorer
+            yield scorer
+            return
     else:
         scorer = None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     longest = recipe.sample.max_tokens + recipe.evaluate.answer_tokens
     limits = {"max_num_seqs": recipe.engine.sequences, "seed": recipe.seed % 2**31}
-    return VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)
+    with contextlib.closing(VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)) as engine:
+        yield engine

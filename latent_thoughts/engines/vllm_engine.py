@@ -55,6 +55,10 @@ class VllmEngine:
             **settings,
         )
 
+    def close(self) -> None:
+        """Ends vLLM's processes, which hold its memory: before the M-step needs it."""
+        self.llm.llm_engine.engine_core.shutdown()
+
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         waiting = {n: (job, next(job.program)) for n, job in enumerate(jobs)}
         while waiting:

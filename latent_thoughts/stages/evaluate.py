@@ -22,7 +22,7 @@ from latent_thoughts.data import format, records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine, Ids, ScoreRequest, Scoring, ask, in_order
 from latent_thoughts.engines.joint import Answering, Seeds, Task, infer, tasks
-from latent_thoughts.engines.load import load_engine
+from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Draw, Manifest, ThoughtDocument, UserError
@@ -65,9 +65,8 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
     if not documents:
         raise UserError("no document is held out: raise data.held_out, or data.limit")
     tokenizer, controls = models.load_tokenizer(model / "model")
-    engine = load_engine(recipe, model / "model")
-    examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)
-    with track("evaluate", 2, "parts") as advance:
+    with loaded_engine(recipe, model / "model") as engine, track("evaluate", 2, "parts") as advance:
+        examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)
         counts = examiner.likelihood(documents)
         advance(1)
         rows = examiner.grade(examiner.answer(documents)) if config.answer else []

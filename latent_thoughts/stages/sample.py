@@ -5,6 +5,7 @@ latent-thoughts sample recipe.yaml --out RUN --iteration 1
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
-from latent_thoughts.engines.load import load_engine
+from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Manifest, Posterior, ThoughtDocument, UserError
@@ -58,10 +59,10 @@ def sample(
     engine = None
     totals, live = Totals(), Totals()
     sizes = {name: inputs["prepare"].shards[name]["rows"] for name in names}
-    with track("sample", sum(sizes.values()), "documents") as advance:
+    with contextlib.ExitStack() as stack, track("sample", sum(sizes.values()), "documents") as advance:
         for name in names:
             if (counts := stage.done(name)) is None:
-                engine = engine or load_engine(recipe, model / "model")
+                engine = engine or stack.enter_context(loaded_engine(recipe, model / "model"))
 
                 def each(posterior: Posterior, share: float) -> None:
                     live.add(worker.counts([], [posterior]))

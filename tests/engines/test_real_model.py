@@ -74,7 +74,9 @@ def test_log_q_and_log_p_equal_a_plain_forward_pass(smollm: Any) -> None:
         worst = max(worst, *map(abs, differences))
     assert {"end", "length"} <= finishes
     assert worst < 1e-3
-    empty = [Scoring((ScoreRequest(format.prior_prompt(controls, ()), ((controls.end, *t.chunk.ids),)),)) for t in tasks]
+    empty = [
+        Scoring((ScoreRequest(format.prior_prompt(controls, ()), ((controls.end, *t.chunk.ids),)),)) for t in tasks
+    ]
     for task, answer in zip(tasks, ask(engine, empty, [t.context for t in tasks]), strict=True):
         scored = float(answer[0][0].sum())
         expected = plain(model, format.prior_prompt(controls, task.context), (controls.end, *task.chunk.ids))

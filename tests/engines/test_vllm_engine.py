@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Any:
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(folder, "float32", max_tokens=128, max_num_seqs=16, seed=0)
+    with contextlib.closing(VllmEngine(folder, "float32", max_tokens=128, max_num_seqs=16, seed=0)) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def tasks() -> list[Task]:
 def test_the_e_step_agrees_with_the_torch_engine(engine: Any, model: Any, scorer: str) -> None:
     """The same draws, scored by either, have the same weights; the gap between drawing and scoring is told."""
     config = Sample(preset="default", k=6, temperature=(1.0, 1.0), max_thought_tokens=12, max_tokens=128)
-    engine.scorer = TorchEngine(model) if scorer == "torch" else None
+    engine.scorer = TorchEngine(copy.deepcopy(model)) if scorer == "torch" else None
     found = infer(engine, tasks(), CONTROLS, config, Seeds(0, 1), 1.0)
     engine.scorer = None
     finished = 0
