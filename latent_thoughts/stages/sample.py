@@ -43,8 +43,11 @@ def sample(
     there already are kept. Raises UserError where sampler and scorer disagree beyond `max_gap`.
     """
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
+    raw_model = Path(config.raw_model) if config.raw_model else None
+    if raw_model:
+        inputs["raw_model"] = read_manifest(raw_model)
     temperature = config.temperature_at(iteration, recipe.em.iterations)
-    settings = config.model_dump(exclude={"preset", "temperature"})
+    settings = config.model_dump(exclude={"preset", "temperature", "raw_model"})
     engines = recipe.engine.model_dump(include={"kind", "scorer"})
     everything = [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices, engines]
     key = stage_key("sample", everything, inputs)
@@ -55,6 +58,8 @@ def sample(
     if not names:
         raise UserError(f"{prepared} holds no corpus shards for slice {slices[0] + 1} of {slices[1]}")
     tokenizer, controls = models.load_tokenizer(model / "model")
+    if raw_model and models.load_tokenizer(raw_model / "model")[0].get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"sample.raw_model {raw_model} has another tokenizer than {model}: train it from the same base")
     worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
     engine = None
     totals, live = Totals(), Totals()
@@ -62,7 +67,9 @@ def sample(
     with contextlib.ExitStack() as stack, track("sample", sum(sizes.values()), "documents") as advance:
         for name in names:
             if (counts := stage.done(name)) is None:
-                engine = engine or stack.enter_context(loaded_engine(recipe, model / "model"))
+                if engine is None:
+                    engine = stack.enter_context(loaded_engine(recipe, model / "model"))
+                    worker.raw = stack.enter_context(loaded_engine(recipe, raw_model / "model")) if raw_model else None
 
                 def each(posterior: Posterior, share: float) -> None:
                     live.add(worker.counts([], [posterior]))
@@ -123,12 +130,13 @@ class Worker:
     def __init__(self, config: Sample, seeds: Seeds, controls: Controls, codec: Codec, temperature: float):
         self.config, self.seeds, self.controls = config, seeds, controls
         self.codec, self.temperature = codec, temperature
+        self.raw: Engine | None = None
 
     def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument], each: Each) -> list[Posterior]:
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.config)]
         share = len(documents) / max(1, len(todo))
         told = lambda posterior: each(posterior, share)  # noqa: E731
-        found = infer(engine, todo, self.controls, self.config, self.seeds, self.temperature, told)
+        found = infer(engine, todo, self.controls, self.config, self.seeds, self.temperature, told, self.raw)
         gaps = [p.gap for p in found if p.gap is not None]
         if gaps and (gap := float(np.mean(gaps))) > self.config.max_gap:
             raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")

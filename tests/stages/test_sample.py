@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from latent_thoughts import model as models
 from latent_thoughts import weights
 from latent_thoughts.config import Sample, resolve
 from latent_thoughts.data import records
@@ -104,6 +105,31 @@ def test_rejected_chunks(warm: Run, tmp_path: Path, rejected: str) -> None:
     assert {d.id for d in documents if d.thoughts[1]} == accepted
     assert len(documents) == (len(accepted) if rejected == "skip" else 40)
     assert all(d.thoughts[0] == () for d in documents)
+
+
+def test_gains_are_measured_against_a_raw_model_of_its_own(warm: Run, tmp_path: Path) -> None:
+    raw, config = tmp_path / "raw" / "train", warm.recipe.train.model_copy(update={"layout": "raw"})
+    warm._train(config, [(warm.prepared, "corpus")], raw.parent)
+    sample(warm, tmp_path / "own")
+    sample(warm, tmp_path / "against", raw_model=str(raw))
+    model = models.load(raw / "model", warm.recipe.model).eval()
+    for own, row in zip(posteriors(tmp_path / "own"), posteriors(tmp_path / "against"), strict=True):
+        assert own["draws"] == row["draws"] and own["log_weights"] == row["log_weights"]
+        expected = logprob(model, tuple(row["context_ids"]), tuple(row["chunk_ids"]))
+        assert row["raw_logprob"] == pytest.approx(expected, abs=1e-4) != own["raw_logprob"]
+        for d, gain in zip(row["draws"], row["gains"], strict=True):
+            assert not d["finished"] or gain == pytest.approx(d["log_x"] - expected, abs=1e-4)
+        assert row["chosen"] < 0 or row["gains"][row["chosen"]] > 0
+
+
+def test_a_raw_model_with_another_tokenizer_is_refused(warm: Run, tmp_path: Path, small: dict[str, Any]) -> None:
+    small["data"] |= {"source": "world:stories"}
+    other = Run(resolve(small, ["train.steps=1"]), tmp_path / "other")
+    other.prepare()
+    other.synthesize()
+    other.train_warm_start()
+    with pytest.raises(UserError, match="another tokenizer"):
+        sample(warm, tmp_path / "s", raw_model=str(other.warm_start / "train"))
 
 
 def test_engines_that_disagree_stop_the_run(warm: Run, tmp_path: Path) -> None:
