@@ -12,6 +12,7 @@ about once in a hundred tokens, so that thoughts end at all kinds of lengths wit
 - vllm: `LLM.generate` with n = K and log-probabilities, then `prompt_logprobs` of every joint sequence.
 - ours: `joint.infer`, which besides gives log p(x | c) without a thought.
 - phases: the same, with draws and scores timed apart.
+- vllm+ours: vLLM draws and our engine scores; the gap between their log q is a figure.
 
 Each system runs in a process of its own, one after the other; a repeat runs all of them.
 """
@@ -19,6 +20,7 @@ Each system runs in a process of its own, one after the other; a repeat runs all
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
@@ -163,6 +165,24 @@ def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls
     return run
 
 
+def both(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+    """vLLM draws, our torch engine scores: `engine.kind: vllm`, `engine.scorer: torch`."""
+    from latent_thoughts.engines.torch_engine import TorchEngine
+    from latent_thoughts.engines.vllm_engine import VllmEngine
+
+    scorer = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(tokens=tokens))
+    engine = VllmEngine(folder, dtype, 1024, scorer, seed=0)
+
+    def run() -> Result:
+        with contextlib.closing(engine):
+            found = infer(engine, tasks, controls, settings(k), Seeds(0, 1), 1.0)
+        gaps = [p.gap for p in found if p.gap is not None]
+        figures = _figures([d.draw.ids for p in found for d in p.draws])
+        return [p.log_weights for p in found], figures | {"gap_per_thought": float(np.mean(gaps))}
+
+    return run
+
+
 def transformers(
     folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int
 ) -> Callable[[], Result]:
@@ -219,7 +239,7 @@ def _figures(drawn: list[tuple[int, ...]]) -> dict[str, float]:
     return {"draws": len(drawn), "draw_tokens": sum(map(len, drawn))}
 
 
-SYSTEMS = {"ours": ours, "phases": phases, "transformers": transformers, "vllm": vllm}
+SYSTEMS = {"ours": ours, "phases": phases, "transformers": transformers, "vllm": vllm, "vllm+ours": both}
 
 
 def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int) -> dict[str, Any]:
@@ -227,7 +247,7 @@ def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int
     models.set_up_torch(None)
     tokenizer, controls = models.load_tokenizer(folder)
     tasks = chunks(Codec(tokenizer), controls, count)
-    SYSTEMS[name](folder, dtype, k, tasks[:2], controls, tokens)() if name != "vllm" else None
+    SYSTEMS[name](folder, dtype, k, tasks[:2], controls, tokens)() if "vllm" not in name else None
     run = SYSTEMS[name](folder, dtype, k, tasks, controls, tokens)
     began = time.perf_counter()
     log_weights, figures = run()
@@ -289,12 +309,17 @@ def benchmark(a: argparse.Namespace) -> None:
         runs += [("ours", a.k, 10 * a.chunks)] if a.memory else []
         for _ in range(a.repeats):
             for name, k, count in runs:
-                python = a.vllm_python if name == "vllm" else sys.executable
+                python = a.vllm_python if "vllm" in name else sys.executable
                 figures = apart(python, name, folder, a.dtype, k, count, a.tokens)
                 print(f"{name}, K = {k}, {count} chunks: {figures}", file=sys.stderr, flush=True)
                 found.setdefault((name, k, count), []).append(figures)
     rows, units = [], {"seconds": "s", "peak_rss_gb": "GB", "unfinished": "share", "bound_per_token": "nats"}
-    units |= {"mean_thought_tokens": "tokens", "decode_gflops": "GFLOP/s", "score_gflops": "GFLOP/s"}
+    units |= {
+        "mean_thought_tokens": "tokens",
+        "gap_per_thought": "nats",
+        "decode_gflops": "GFLOP/s",
+        "score_gflops": "GFLOP/s",
+    }
     for (name, k, count), values in found.items():
         for metric in values[0]:
             title = f"{metric}, K = {k}, {count} chunks"
