@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls
 
     llm = LLM(str(folder), dtype=dtype, max_model_len=1024, skip_tokenizer_init=True, disable_log_stats=True, seed=0)
     draw = SamplingParams(
-        n=k, temperature=1.0, top_p=1.0, top_k=0, seed=0, max_tokens=THOUGHT + 1, logprobs=0, detokenize=False,
+        n=k, temperature=1.0, top_p=1.0, top_k=0, max_tokens=THOUGHT + 1, logprobs=0, detokenize=False,
         stop_token_ids=[controls.end], ignore_eos=True,
     )  # fmt: skip
     score = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -270,7 +271,9 @@ def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int
 def apart(python: str, *arguments: object) -> dict[str, Any]:
     """`measure` in a fresh process."""
     command = [python, __file__, "--measure", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # By default vLLM on a CPU leaves one core idle; here it gets those that the others get.
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])

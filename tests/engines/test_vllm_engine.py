@@ -46,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Any:
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
-    with contextlib.closing(VllmEngine(folder, "float32", max_tokens=128, max_num_seqs=16, seed=0)) as engine:
+    # so few tokens at a time that prompts would be prefilled in parts, if that were allowed
+    limits = {"max_num_seqs": 16, "max_num_batched_tokens": 130, "seed": 0}
+    with contextlib.closing(VllmEngine(folder, "float32", max_tokens=128, **limits)) as engine:
         yield engine
 
 
