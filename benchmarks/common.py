@@ -76,7 +76,7 @@ def finish(
     path: Path | None,
     **more: Any,
 ) -> None:
-    """Prints the table; writes the JSON that docs/architecture.md describes where a path is given."""
+    """Prints the table; writes the JSON that docs/formats.md describes where a path is given."""
     for r in rows:
         spread = f"(min {r['min']:,.4g}, max {r['max']:,.4g})" if r["min"] != r["max"] else ""
         print(f"{r['system']:14} {r['metric']:44} {r['median']:>12,.4g} {r['unit']:10} {spread}")

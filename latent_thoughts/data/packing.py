@@ -121,6 +121,19 @@ def _join(pieces: list[Piece], capacity: int) -> PackedRow:
     )
 
 
+def unpadded(rows: Sequence[PackedRow]) -> PackedRow:
+    """The documents of all rows one behind the other, as one row without padding."""
+    used = [row.document_ids >= 0 for row in rows]
+    offsets = np.cumsum([0, *(row.document_ids.max() + 1 for row in rows)])
+    numbered = [row.document_ids + offset for row, offset in zip(rows, offsets, strict=False)]
+
+    def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([array[part] for array, part in zip(arrays, used, strict=True)])
+
+    ids, labels, parts = ([getattr(row, name) for row in rows] for name in ("ids", "labels", "parts"))
+    return PackedRow(join(ids), join(labels), join(numbered), join(parts))
+
+
 def positions(row: PackedRow) -> np.ndarray:
     """Positions that restart at every document (and at the padding)."""
     index = np.arange(len(row.ids))

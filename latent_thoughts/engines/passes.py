@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_thoughts.engines import attention
-from latent_thoughts.engines.attention import Extend, Lanes, Path, Span
+from latent_thoughts import attention
+from latent_thoughts.attention import Extend, Lanes, Path, Span
 from latent_thoughts.engines.base import How, Ids
 from latent_thoughts.types import Draw, UserError
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from latent_thoughts import attention
+from latent_thoughts.attention import Lanes, Path, Span
 from latent_thoughts.config import Engine as Limits
-from latent_thoughts.engines import attention
-from latent_thoughts.engines.attention import Lanes, Path, Span
 from latent_thoughts.engines.base import How, Ids, Job, Request, Sampled, SampleRequest, Sampling, uniforms
 from latent_thoughts.engines.passes import Growing, Item, Passes
 from latent_thoughts.types import Draw

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from latent_thoughts import attention
 from latent_thoughts import model as models
+from latent_thoughts.attention import Extend
 from latent_thoughts.config import Model, Train
 from latent_thoughts.data import format, records
-from latent_thoughts.data.packing import Batches, positions
+from latent_thoughts.data.packing import Batches, positions, unpadded
 from latent_thoughts.optim import Muon
 from latent_thoughts.runlog import Metrics, track
 from latent_thoughts.store import Stage, atomic, read_manifest, stage_key
@@ -71,6 +73,7 @@ class Trainer:
     config: Train
     seed: int
     autocast: bool = False
+    branching: bool = False  # the model lets its attention be replaced by ours
     counters: Counters = field(default_factory=Counters)
 
     def step(self, rows: list[PackedRow], rate: float) -> dict[str, float]:
@@ -100,21 +103,35 @@ class Trainer:
 
     def _backward(self, rows: list[PackedRow], targets: int) -> torch.Tensor:
         """Adds the gradient of the batch's mean loss; returns (sum, count) of losses by part."""
-        width = max(int((row.document_ids >= 0).sum()) for row in rows)
-        ids, labels, place, parts = (
-            torch.from_numpy(np.stack(arrays)[:, :width]).to(self.model.device)
-            for arrays in zip(*[(r.ids, r.labels, positions(r), r.parts) for r in rows], strict=True)
-        )
-        # Without an attention mask, transformers keeps documents apart where positions restart.
+        packed = unpadded(rows)
+        labels, parts = torch.from_numpy(packed.labels), torch.from_numpy(packed.parts)
+        carries = (labels != format.IGNORE).nonzero()[:, 0]
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.model(input_ids=ids, position_ids=place, use_cache=False).logits[:, :-1]
-        carries = labels[:, 1:] != format.IGNORE
-        losses = torch.nn.functional.cross_entropy(logits[carries].float(), labels[:, 1:][carries], reduction="none")
+            logits = self.logits(packed, carries - 1)
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels[carries].to(logits.device), reduction="none")
         (losses.sum() / targets).backward()
-        part, sums = parts[:, 1:][carries].cpu(), torch.zeros(2, len(format.Part), dtype=torch.float64)
+        part, sums = parts[carries], torch.zeros(2, len(format.Part), dtype=torch.float64)
         sums[0].index_add_(0, part, losses.detach().double().cpu())
         sums[1].index_add_(0, part, torch.ones(len(part), dtype=torch.float64))
         return sums
+
+    def logits(self, packed: PackedRow, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits (N, V) at the N wanted positions of a row; none of its documents sees another."""
+        device, place = self.model.device, positions(packed)
+        sizes = np.diff(np.flatnonzero(place == 0), append=len(place)).tolist()
+        ids = torch.from_numpy(packed.ids).to(device)
+        if self.branching:
+            return self.model(
+                input_ids=ids[None],
+                position_ids=torch.from_numpy(place).to(device)[None],
+                use_cache=False,
+                logits_to_keep=wanted.to(device),
+                branches=Extend([()] * len(sizes), sizes, [False] * len(sizes), device),
+            ).logits[0]
+        # A document a row: in a causal model nothing sees the padding behind it, whatever its layers are.
+        padded = torch.nn.utils.rnn.pad_sequence(list(ids.split(sizes)), batch_first=True)
+        rows = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
+        return self.model(input_ids=padded, use_cache=False).logits[rows[wanted], torch.from_numpy(place)[wanted]]
 
     def save(self, path: Path) -> None:
         state = {
@@ -181,7 +198,8 @@ def _trainer(config: Train, model_config: Model, base: Path, sources: Sequence[S
     if config.dropout:
         models.add_dropout(model, config.dropout)
     batches, autocast = Batches(documents, controls, config, seed), model_config.dtype == "bfloat16"
-    return Trainer(model, optimizers(model, config), batches, config, seed, autocast)
+    branching = attention.install(model)
+    return Trainer(model, optimizers(model, config), batches, config, seed, autocast, branching)
 
 
 def loop(trainer: Trainer, folder: Path) -> None:

@@ -11,13 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latent_thoughts import attention
 from latent_thoughts.config import Train, resolve
 from latent_thoughts.data import format
+from latent_thoughts.data.packing import Batches
 from latent_thoughts.data.records import DOCUMENTS
 from latent_thoughts.em import Run
 from latent_thoughts.stages import train as training
+from latent_thoughts.stages.train import Trainer
 from latent_thoughts.store import Stage
-from latent_thoughts.types import UserError
+from latent_thoughts.types import Chunk, ThoughtDocument, UserError
+from tests.conftest import CONTROLS, tiny
 
 
 @pytest.fixture
@@ -87,6 +91,7 @@ def test_loss_equals_transformers_own_on_documents_alone(run: Run) -> None:
     t = trainer(run, dropout=0.0, layout="prior")
     rows = t.batches.next_batch()
     measured = t.step(rows, 0.0)["loss"]
+    t.model.set_attn_implementation("sdpa")
     total = count = 0.0
     for row in rows:
         for number in range(row.document_ids.max() + 1):
@@ -97,6 +102,36 @@ def test_loss_equals_transformers_own_on_documents_alone(run: Run) -> None:
             picked = logprobs[np.flatnonzero(keep) - 1, ids[keep]]
             total, count = total - float(picked.sum()), count + keep.sum()
     assert measured == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss"])
+def test_a_batch_has_the_losses_and_gradients_of_its_documents_alone(kind: str) -> None:
+    """Every family's own attention, a document at a time, against one row without padding; and row by row."""
+    rng = np.random.default_rng(0)
+    sizes = [(5, 3), (9, 4), (1, None), (4, 0), (12, 2), (3, 3), (7, None), (2, 1), (20, 9)]
+    documents = []
+    for n, (text, thought) in enumerate(sizes):
+        x = tuple(rng.integers(0, 17, text).tolist())
+        z = () if thought is None else (tuple(rng.integers(0, 17, thought).tolist()),)
+        documents.append(ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", x),), (z,), (True,), "test"))
+    config = Train(sequence_length=48, rows=2, layout="posterior", clip=1e9)
+    alone, rows = tiny(kind), Batches(documents, CONTROLS, config, 0).next_batch()
+    losses = []
+    for row in rows:
+        for number in range(row.document_ids.max() + 1):
+            ids, labels = row.ids[row.document_ids == number], row.labels[row.document_ids == number]
+            keep = np.flatnonzero(labels != format.IGNORE)
+            logprobs = torch.log_softmax(alone(torch.from_numpy(ids)[None], use_cache=False).logits[0], -1)
+            losses.append(-logprobs[keep - 1, ids[keep]])
+    expected = torch.cat(losses).mean()
+    expected.backward()
+    for branching in (True, False):
+        model = tiny(kind)
+        assert not branching or attention.install(model)
+        t = Trainer(model, [], Batches(documents, CONTROLS, config, 0), config, 0, branching=branching)
+        assert t.step(rows, 0.0)["loss"] == pytest.approx(float(expected), abs=1e-5)
+        for (name, found), same in zip(model.named_parameters(), alone.parameters(), strict=True):
+            assert torch.allclose(found.grad, same.grad, atol=1e-5), (branching, name)
 
 
 @pytest.mark.parametrize(("unit", "amount"), [("steps", 7), ("tokens", 1500), ("raw_tokens", 800), ("epochs", 2.5)])
@@ -137,6 +172,7 @@ def test_muon_takes_hidden_matrices_alone(run: Run) -> None:
 
 def test_dropout_is_active_in_training_alone(run: Run) -> None:
     model = trainer(run, dropout=0.5).model
+    model.set_attn_implementation("sdpa")
     ids = torch.arange(8)[None]
     assert not torch.equal(model(ids).logits, model(ids).logits)
     model.eval()

@@ -2,9 +2,10 @@
 
 The model sees one long row of new tokens, without padding; this module, registered with
 transformers as an attention implementation, gives each token the keys of its own past. Two kinds
-of pass: `Extend` encodes spans of tokens behind paths of spans already encoded; `Lanes` grows many
-draws by one token each. Axis suffixes: H heads, J key-value heads, N new tokens, L tokens of a
-span, D head width, G lanes, R draws of a lane, T tokens drawn.
+of pass: `Extend` encodes spans of tokens behind paths of spans already encoded (in training:
+documents, behind nothing); `Lanes` grows many draws by one token each. Axis suffixes: H heads,
+J key-value heads, N new tokens, L tokens of a span, D head width, G lanes, R draws of a lane,
+T tokens drawn.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Rule:
     window: int | None  # a token sees itself and window - 1 tokens before it
     softcap: float | None
     sinks: torch.Tensor | None  # one more logit a head, which takes part of the attention to nowhere
+    dropout: float = 0.0  # in training
 
 
 class Pass(Protocol):
@@ -52,6 +54,7 @@ def attend(
         _window(module, settings.get("sliding_window")),
         settings.get("softcap"),
         settings.get("s_aux"),
+        settings.get("dropout", 0.0),
     )
     out_HND = branches.attend(module.layer_idx, query[0], key[0], value[0], rule)
     return out_HND.transpose(0, 1)[None].contiguous(), None
@@ -117,7 +120,7 @@ class Extend:
         if any(self.keep):
             self.kept.append((k_JND, v_JND))
         out = [group.attend(layer, q_HND, k_JND, v_JND, rule) for group in self.groups]
-        return torch.cat(out, 1)[:, self.order] if len(out) > 1 else out[0]
+        return torch.cat(out, 1).index_select(1, self.order)
 
     def spans(self) -> list[Span | None]:
         """The new tokens' keys and values, of those items that keep theirs."""
@@ -151,29 +154,31 @@ class Group:
         paths, sizes = [extend.paths[n] for n in items], [extend.sizes[n] for n in items]
         self.past_B = torch.tensor([length(path) for path in paths], device=device)
         self.L, self.T = max(length(path) for path in paths), max(sizes)
-        self.even = len(set(sizes)) == 1 and self.L == 0
         starts = torch.tensor([extend.starts[n] for n in items])
         within = torch.arange(self.T) < torch.tensor(sizes)[:, None]
         index = torch.where(within, starts[:, None] + torch.arange(self.T), starts[:, None])
         self.rows = index[within].to(device)  # the new tokens in this group's order
-        self.index_BT, self.flat = index.to(device), within.flatten().nonzero()[:, 0].to(device)
+        self.index, self.flat = index.flatten().to(device), within.flatten().nonzero()[:, 0].to(device)
         self.past = _padded(paths, self.L) if self.L else None
         self.masks: dict[int | None, torch.Tensor | None] = {}
 
     def attend(
         self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
-        q, k, v = (x[:, self.index_BT].transpose(0, 1) for x in (q_HND, k_JND, v_JND))
+        # index_select: in training its gradient is much cheaper than that of x[:, index]
+        q, k, v = (
+            x.index_select(1, self.index).unflatten(1, (-1, self.T)).transpose(0, 1) for x in (q_HND, k_JND, v_JND)
+        )
         if self.past is not None:
             k, v = (torch.cat([past[layer], new], 2) for past, new in zip(self.past, (k, v), strict=True))
         mask = self._mask(rule.window)
         if rule.softcap is None and rule.sinks is None:
             out = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scaling, enable_gqa=True
+                q, k, v, mask, rule.dropout, is_causal=mask is None, scale=rule.scaling, enable_gqa=True
             )
         else:
             out = self._plain(q, k, v, mask, rule)
-        return out.transpose(0, 1).flatten(1, 2)[:, self.flat]
+        return out.transpose(0, 1).flatten(1, 2).index_select(1, self.flat)
 
     def _plain(self, q: Any, k: Any, v: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
         """Attention that the library's kernel does not know."""
@@ -182,14 +187,18 @@ class Group:
         if mask is None:
             mask = torch.ones(self.T, self.T, dtype=torch.bool, device=q.device).tril()[None, None]
         scores = (q @ k.transpose(2, 3) * rule.scaling).transpose(0, 1)
-        return (softmax(scores, ~mask[:, 0], rule).transpose(0, 1).to(v.dtype)) @ v
+        shares = functional.dropout(softmax(scores, ~mask[:, 0], rule), rule.dropout)
+        return shares.transpose(0, 1).to(v.dtype) @ v
 
     def _mask(self, window: int | None) -> torch.Tensor | None:
-        """Which keys each new token sees, (B, 1, T, L + T); None where that is plainly causal."""
+        """Which keys each new token sees, (B, 1, T, L + T); None where that is plainly causal.
+
+        Padding comes last, so that without a past no token sees it.
+        """
         if window is not None and window >= self.L + self.T:
             window = None
         if window not in self.masks:
-            self.masks[window] = None if window is None and self.even else self._made(window)
+            self.masks[window] = None if window is None and not self.L else self._made(window)
         return self.masks[window]
 
     def _made(self, window: int | None) -> torch.Tensor:
