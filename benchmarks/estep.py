@@ -85,10 +85,12 @@ def settings(k: int) -> Sample:
 Result = tuple[list[np.ndarray], dict[str, float]]
 
 
-def ours(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+def ours(
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, sequences: int
+) -> Callable[[], Result]:
     from latent_thoughts.engines.torch_engine import TorchEngine
 
-    engine = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(tokens=tokens))
+    engine = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(sequences=sequences))
 
     def run() -> Result:
         found = infer(engine, tasks, controls, settings(k), Seeds(0, 1), 1.0)
@@ -98,7 +100,7 @@ def ours(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls
 
 
 def phases(
-    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, sequences: int
 ) -> Callable[[], Result]:
     """Ours in two runs, draws first and then scores, so that each has a rate of its own; contexts are encoded twice."""
     from latent_thoughts.engines.torch_engine import TorchEngine
@@ -106,7 +108,7 @@ def phases(
     model = models.load(folder, Model(dtype=dtype))
     head = model.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in model.parameters()) - head  # SmolLM2's head is its embedding, counted once
-    engine = TorchEngine(model, Engine(tokens=tokens))
+    engine = TorchEngine(model, Engine(sequences=sequences))
     step = Step(controls, settings(k), Seeds(0, 1), 1.0, rescore=False)
 
     def run() -> Result:
@@ -129,11 +131,14 @@ def phases(
     return run
 
 
-def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+def vllm(
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, sequences: int
+) -> Callable[[], Result]:
     """As a user of vLLM would write it: n = K with log-probabilities, then `prompt_logprobs` of the joints."""
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    llm = LLM(str(folder), dtype=dtype, max_model_len=1024, skip_tokenizer_init=True, disable_log_stats=True, seed=0)
+    llm = LLM(str(folder), dtype=dtype, max_model_len=1024, skip_tokenizer_init=True, disable_log_stats=True, seed=0,
+              gpu_memory_utilization=0.5)  # fmt: skip  # of a CPU's memory too, where nine tenths may not be free
     draw = SamplingParams(
         n=k, temperature=1.0, top_p=1.0, top_k=0, max_tokens=THOUGHT + 1, logprobs=0, detokenize=False,
         stop_token_ids=[controls.end], ignore_eos=True,
@@ -166,13 +171,15 @@ def vllm(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls
     return run
 
 
-def both(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int) -> Callable[[], Result]:
+def both(
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, sequences: int
+) -> Callable[[], Result]:
     """vLLM draws, our torch engine scores: `engine.kind: vllm`, `engine.scorer: torch`."""
     from latent_thoughts.engines.torch_engine import TorchEngine
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
-    scorer = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(tokens=tokens))
-    engine = VllmEngine(folder, dtype, 1024, scorer, seed=0)
+    scorer = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(sequences=sequences))
+    engine = VllmEngine(folder, dtype, 1024, scorer, seed=0, gpu_memory_utilization=0.5)
 
     def run() -> Result:
         with contextlib.closing(engine):
@@ -185,7 +192,7 @@ def both(folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls
 
 
 def transformers(
-    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, tokens: int
+    folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, sequences: int
 ) -> Callable[[], Result]:
     model = models.load(folder, Model(dtype=dtype)).eval()
     batch = 8  # prompts, K sequences each
@@ -240,16 +247,23 @@ def _figures(drawn: list[tuple[int, ...]]) -> dict[str, float]:
     return {"draws": len(drawn), "draw_tokens": sum(map(len, drawn))}
 
 
-SYSTEMS = {"ours": ours, "phases": phases, "transformers": transformers, "vllm": vllm, "vllm+ours": both}
+SYSTEMS = {
+    "ours": ours,
+    "memory": ours,
+    "phases": phases,
+    "transformers": transformers,
+    "vllm": vllm,
+    "vllm+ours": both,
+}
 
 
-def measure(name: str, folder: Path, dtype: str, k: int, count: int, tokens: int) -> dict[str, Any]:
+def measure(name: str, folder: Path, dtype: str, k: int, count: int, sequences: int) -> dict[str, Any]:
     """In a process of its own: one timed run, after a warm-up on two chunks."""
     models.set_up_torch(None)
     tokenizer, controls = models.load_tokenizer(folder)
     tasks = chunks(Codec(tokenizer), controls, count)
-    SYSTEMS[name](folder, dtype, k, tasks[:2], controls, tokens)() if "vllm" not in name else None
-    run = SYSTEMS[name](folder, dtype, k, tasks, controls, tokens)
+    SYSTEMS[name](folder, dtype, k, tasks[:2], controls, sequences)() if "vllm" not in name else None
+    run = SYSTEMS[name](folder, dtype, k, tasks, controls, sequences)
     began = time.perf_counter()
     log_weights, figures = run()
     took = time.perf_counter() - began
@@ -276,7 +290,8 @@ def apart(python: str, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    # vLLM has something to say when it ends
+    return json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
 
 
 def main() -> None:
@@ -289,16 +304,18 @@ def main() -> None:
     parser.add_argument("--vllm-python", default=sys.executable, help="the Python of an environment with vLLM")
     parser.add_argument("--sweep", default="", help="K for ours, separated by commas, on --few chunks")
     parser.add_argument("--few", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=Engine().tokens, help="engine.tokens")
+    parser.add_argument("--sequences", type=int, default=Engine().sequences, help="engine.sequences")
     parser.add_argument(
-        "--memory", action="store_true", help="peak memory of ours on --few and on 10 times as many chunks"
+        "--memory",
+        action="store_true",
+        help="peak memory of ours on --few and on 10 times as many chunks, with lanes for half of the few",
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        name, folder, dtype, k, count, tokens = arguments.measure
-        print(json.dumps(measure(name, Path(folder), dtype, int(k), int(count), int(tokens))))
+        name, folder, dtype, k, count, sequences = arguments.measure
+        print(json.dumps(measure(name, Path(folder), dtype, int(k), int(count), int(sequences))))
         return
     benchmark(arguments)
 
@@ -312,11 +329,12 @@ def benchmark(a: argparse.Namespace) -> None:
         prepare(folder, a.dtype)
         runs = [(name, a.k, a.chunks) for name in a.systems.split(",")]
         runs += [("ours", int(k), a.few) for k in a.sweep.split(",") if k]
-        runs += [("ours", a.k, n * a.few) for n in (1, 10)] if a.memory else []
+        runs += [("memory", a.k, n * a.few) for n in (1, 10)] if a.memory else []
         for _ in range(a.repeats):
             for name, k, count in dict.fromkeys(runs):
                 python = a.vllm_python if "vllm" in name else sys.executable
-                figures = apart(python, name, folder, a.dtype, k, count, a.tokens)
+                sequences = k * a.few // 2 if name == "memory" else a.sequences
+                figures = apart(python, name, folder, a.dtype, k, count, sequences)
                 print(f"{name}, K = {k}, {count} chunks: {figures}", file=sys.stderr, flush=True)
                 found.setdefault((name, k, count), []).append(figures)
     rows, units = [], {"seconds": "s", "peak_rss_gb": "GB", "unfinished": "share", "bound_per_token": "nats"}
@@ -340,7 +358,7 @@ def benchmark(a: argparse.Namespace) -> None:
             speeds = [v[f"{phase}_gflops"] for v in found["phases", a.k, a.chunks]]
             ratios[f"{phase}/matmul peak"] = float(np.median(speeds)) / machine[f"matmul_gflops_{a.dtype}"]
     if a.memory:
-        peaks = [max(v["peak_rss_gb"] for v in found["ours", a.k, n]) for n in (10 * a.few, a.few)]
+        peaks = [max(v["peak_rss_gb"] for v in found["memory", a.k, n]) for n in (10 * a.few, a.few)]
         ratios["peak_rss 10x/1x chunks"] = peaks[0] / peaks[1]
     common.finish("estep", machine, rows, ratios, a.json, settings={k: str(v) for k, v in vars(a).items()})
 

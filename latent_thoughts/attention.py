@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 NAME = "latent_thoughts"
+BLOCK = 64  # new tokens that attend at a time, where torch has no good kernel
 LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -172,23 +173,33 @@ class Group:
         if self.past is not None:
             k, v = (torch.cat([past[layer], new], 2) for past, new in zip(self.past, (k, v), strict=True))
         mask = self._mask(rule.window)
-        if rule.softcap is None and rule.sinks is None:
+        # torch's kernel for CPUs is slow in half precision (docs/log.md)
+        slow = q.device.type == "cpu" and q.dtype != torch.float32 and not torch.is_grad_enabled()
+        if slow or rule.softcap is not None or rule.sinks is not None:
+            out = self._by_blocks(q, k, v, mask, rule)
+        else:
             out = functional.scaled_dot_product_attention(
                 q, k, v, mask, rule.dropout, is_causal=mask is None, scale=rule.scaling, enable_gqa=True
             )
-        else:
-            out = self._plain(q, k, v, mask, rule)
         return out.transpose(0, 1).flatten(1, 2).index_select(1, self.flat)
 
-    def _plain(self, q: Any, k: Any, v: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
-        """Attention that the library's kernel does not know."""
-        repeats = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    def _by_blocks(self, q: Any, k: Any, v: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
+        """Attention in plain products, a block of new tokens at a time, to the keys that the block may see."""
         if mask is None:
             mask = torch.ones(self.T, self.T, dtype=torch.bool, device=q.device).tril()[None, None]
-        scores = (q @ k.transpose(2, 3) * rule.scaling).transpose(0, 1)
-        shares = functional.dropout(softmax(scores, ~mask[:, 0], rule), rule.dropout)
-        return shares.transpose(0, 1).to(v.dtype) @ v
+        hidden, groups = ~mask[:, :, None], (k.shape[1], -1)
+        sinks = None if rule.sinks is None else rule.sinks.view(*groups, 1, 1)
+        q_BJITD = (q * rule.scaling).unflatten(1, groups)  # I: the queries of a key-value head
+        out = []
+        for start in range(0, self.T, BLOCK):
+            stop = min(start + BLOCK, self.T)
+            seen = self.L + stop
+            block = q_BJITD[..., start:stop, :]
+            scores = (block.flatten(2, 3) @ k[:, :, :seen].mT).unflatten(2, block.shape[2:4])
+            shares = softmax(scores, hidden[..., start:stop, :seen], rule.softcap, sinks)
+            shares = functional.dropout(shares, rule.dropout)
+            out.append((shares.flatten(2, 3) @ v[:, :, :seen]).view_as(block))
+        return torch.cat(out, 3).flatten(1, 2)
 
     def _mask(self, window: int | None) -> torch.Tensor | None:
         """Which keys each new token sees, (B, 1, T, L + T); None where that is plainly causal.
@@ -230,15 +241,19 @@ def _padded(paths: Sequence[Path], longest: int) -> tuple[torch.Tensor, torch.Te
     return padded[0], padded[1]
 
 
-def softmax(scores: torch.Tensor, hidden: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Attention weights in float32 of scores (H, ..., keys), some of them hidden."""
-    scores = scores.float()
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
-    scores = scores.masked_fill(hidden, -torch.inf)
-    if rule.sinks is None:
+def softmax(
+    scores: torch.Tensor, hidden: torch.Tensor, softcap: float | None, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention weights of scores (..., keys), some of them hidden, in their dtype (summed in float32).
+
+    `sinks` (..., 1) take part of the attention to nowhere.
+    """
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill_(hidden, -torch.inf)
+    if sinks is None:
         return torch.softmax(scores, -1)
-    sinks = rule.sinks.float().view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
+    sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
     return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
 
 
@@ -246,8 +261,11 @@ class Lanes:
     """Draws that grow by one token a pass. A lane holds draws behind one shared path.
 
     Shared keys are stored once a lane, (G, J, L, D), and read once a pass for all its draws; what
-    the draws have of their own is (G, R, J, T, D). Storage is made when a lane is first filled.
+    the draws have of their own is (G, J, R, T, D). Storage is as wide as what it holds, in steps of
+    `STEP`, up to `shared` and `own`: a CPU's batched products copy what is not contiguous.
     """
+
+    STEP = 32
 
     def __init__(self, lanes: int, draws: int, shared: int, own: int, device: torch.device):
         self.lanes, self.draws, self.shared, self.own, self.device = lanes, draws, shared, own, device
@@ -259,16 +277,28 @@ class Lanes:
         """Puts the path's keys into a lane."""
         if not self.stored:
             self.stored = [
-                x.new_zeros(x.shape[0], *size, x.shape[1], room, x.shape[3])
-                for size, room in (((self.lanes,), self.shared), ((self.lanes, self.draws), self.own))
+                x.new_zeros(x.shape[0], self.lanes, x.shape[1], *size, x.shape[3])
+                for size in ((0,), (self.draws, 0))
                 for x in (path[0].keys, path[0].values)
             ]
+        self.length_G[lane] = length(path)
+        self._fit(0, int(self.length_G.max()), self.shared)
         start = 0
         for span in path:
             self.stored[0][:, lane, :, start : start + len(span)] = span.keys
             self.stored[1][:, lane, :, start : start + len(span)] = span.values
             start += len(span)
-        self.length_G[lane] = start
+
+    def _fit(self, first: int, needed: int, limit: int) -> int:
+        """Makes two of the stored tensors (from `first`) wide enough, or less wide; returns their width."""
+        width = min(limit, -(-needed // self.STEP) * self.STEP)
+        held = self.stored[first].shape[-2]
+        if width > held or width < held // 2:
+            for n in (first, first + 1):
+                old, keep = self.stored[n], min(width, held)
+                self.stored[n] = old.new_zeros(*old.shape[:-2], width, old.shape[-1])
+                self.stored[n][..., :keep, :] = old[..., :keep, :]
+        return self.stored[first].shape[-2]
 
     def place(self, rows: Sequence[tuple[int, int]], at: Sequence[int]) -> list[int]:
         """Which draws (lane, draw) grow in the next pass, and how many tokens they hold; returns positions."""
@@ -276,8 +306,7 @@ class Lanes:
         self.at_N = torch.tensor(at, dtype=torch.long)
         positions = (self.length_G[self.rows_N] + self.at_N).tolist()
         used = int(self.rows_N.max()) + 1
-        self.T = int(self.at_N.max()) + 1
-        self.L = int(self.length_G[:used].max())
+        self.L, self.T = self.stored[0].shape[-2], self._fit(2, max(at) + 1, self.own)
         own_GR = torch.full((used, self.draws), -1)
         own_GR[self.rows_N, self.draw_N] = self.at_N
         self.position_GR = (self.length_G[:used, None] + own_GR).to(self.device)
@@ -287,7 +316,7 @@ class Lanes:
         return positions
 
     def _hidden(self, window: int | None) -> torch.Tensor:
-        """Which keys a draw does not see, (G, R, L + T)."""
+        """Which keys a draw does not see, (G, 1, R, 1, L + T)."""
         if (mask := self.hidden.get(window)) is None:
             shared = torch.arange(self.L, device=self.device)
             own = torch.arange(self.T, device=self.device)
@@ -301,28 +330,23 @@ class Lanes:
             if window is not None:
                 keys = torch.cat([shared.expand(len(self.size_G), -1), self.size_G[:, None] + own], 1)
                 hidden |= keys[:, None] <= self.position_GR[..., None] - window
-            mask = self.hidden[window] = hidden
+            mask = self.hidden[window] = hidden[:, None, :, None]
         return mask
 
     def attend(
         self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
-        keys_GJLD, values_GJLD, keys_GRJTD, values_GRJTD = (x[layer] for x in self.stored)
+        keys_GJLD, values_GJLD, keys_GJRTD, values_GJRTD = (x[layer] for x in self.stored)
         g, r, t = self.index
-        keys_GRJTD[g, r, :, t], values_GRJTD[g, r, :, t] = k_JND.transpose(0, 1), v_JND.transpose(0, 1)
-        used, groups, J = len(self.size_G), q_HND.shape[0] // k_JND.shape[0], k_JND.shape[0]
+        keys_GJRTD[g, :, r, t], values_GJRTD[g, :, r, t] = k_JND.transpose(0, 1), v_JND.transpose(0, 1)
+        used, J = len(self.size_G), k_JND.shape[0]
         q_GRHD = q_HND.new_zeros(used, self.draws, q_HND.shape[0], q_HND.shape[2])
         q_GRHD[g, r] = q_HND.transpose(0, 1) * rule.scaling
-        q_GRJID = q_GRHD.unflatten(2, (J, groups))
-        q_GJXD = q_GRJID.transpose(1, 2).flatten(2, 3)  # X: the queries of all draws of a lane
-        shared = q_GJXD @ keys_GJLD[:used, :, : self.L].transpose(2, 3)
-        own = q_GRJID @ keys_GRJTD[:used, :, :, : self.T].transpose(3, 4)
-        shared = shared.unflatten(2, (self.draws, groups)).transpose(1, 2)
-        scores_HGRK = torch.cat([shared, own], -1).flatten(2, 3).movedim(2, 0)
-        shares = softmax(scores_HGRK, self._hidden(rule.window), rule).to(q_HND.dtype)
-        shares = shares.movedim(0, 2).unflatten(2, (J, groups))  # (G, R, J, I, L + T)
-        of_shared, of_own = shares[..., : self.L], shares[..., self.L :]
-        out = (of_shared.transpose(1, 2).flatten(2, 3) @ values_GJLD[:used, :, : self.L]).unflatten(
-            2, (self.draws, groups)
-        ).transpose(1, 2) + of_own @ values_GRJTD[:used, :, :, : self.T]
-        return out.flatten(2, 3)[g, r].transpose(0, 1)
+        q_GJRID = q_GRHD.unflatten(2, (J, -1)).transpose(1, 2).contiguous()  # I: the queries of a key-value head
+        shared = (q_GJRID.flatten(2, 3) @ keys_GJLD[:used].mT).unflatten(2, (self.draws, -1))
+        own = q_GJRID @ keys_GJRTD[:used].mT
+        sinks = None if rule.sinks is None else rule.sinks.view(J, 1, -1, 1)
+        shares = softmax(torch.cat([shared, own], -1), self._hidden(rule.window), rule.softcap, sinks)
+        of_shared, of_own = shares.split([self.L, self.T], -1)
+        out = (of_shared.flatten(2, 3) @ values_GJLD[:used]).view_as(q_GJRID) + of_own @ values_GJRTD[:used]
+        return out.transpose(1, 2).flatten(2, 3)[g, r].transpose(0, 1)

@@ -120,10 +120,11 @@ class Engine(Section):
 
     kind: Literal["torch", "vllm"] = "torch"
     scorer: Literal["torch", "vllm"] = "torch"  # where vllm samples; vllm scores draws at temperature 1 alone
-    sequences: Positive = 64  # decoded at a time
+    sequences: Positive = 128  # decoded at a time
     tokens: Positive = 65536  # key-value positions held at a time, by contexts and again by draws
     pass_tokens: Positive = 4096  # encoded in one pass
     logits: Positive = 2**26  # held at a time (positions x vocabulary)
+    vllm_memory: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the device's memory that vllm may take
 
 
 PRESETS: dict[str, dict[str, Any]] = {

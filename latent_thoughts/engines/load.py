@@ -25,6 +25,7 @@ def loaded_engine(recipe: Recipe, folder: Path) -> Iterator[Engine]:
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     longest = recipe.sample.max_tokens + recipe.evaluate.answer_tokens
-    limits = {"max_num_seqs": recipe.engine.sequences, "seed": recipe.seed % 2**31}
+    limits = {"max_num_seqs": recipe.engine.sequences, "gpu_memory_utilization": recipe.engine.vllm_memory}
+    limits["seed"] = recipe.seed % 2**31
     with contextlib.closing(VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)) as engine:
         yield engine
