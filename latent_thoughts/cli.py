@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from latent_thoughts import __version__
-from latent_thoughts.types import UserError
+from latent_thoughts.types import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from latent_thoughts.em import Run
 
 app = App(
     name="latent-thoughts",
@@ -25,13 +30,19 @@ Limit = Annotated[int | None, Parameter(help="Read at most so many documents (da
 Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]
 
 
-def _run(recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None):
-    """The run of a recipe, with torch's threads set."""
+def _run(
+    recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None, processes: bool = False
+) -> Run:
+    """The run of a recipe, with torch's threads set. Raises UserError where torchrun started `processes` of a
+    command that runs in one."""
     from latent_thoughts.config import load_recipe
     from latent_thoughts.em import Run
     from latent_thoughts.model import set_up_torch
+    from latent_thoughts.parallel import launched
     from latent_thoughts.runlog import save_recipe
 
+    if launched() > 1 and not processes:
+        raise UserError("of the commands train alone runs in several processes: start this one without torchrun")
     limits = [] if limit is None else [f"data.limit={limit}"]
     loaded = load_recipe(recipe, [*(overrides or []), *limits])
     set_up_torch(loaded.threads)
@@ -95,15 +106,20 @@ def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iterati
 
 @app.command
 def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 0) -> None:
-    """M-step: train on documents with their thoughts (iteration 0: the warm start)."""
+    """M-step: train on documents with their thoughts (iteration 0: the warm start).
+
+    On several GPUs: torchrun --nproc-per-node 8 -m latent_thoughts.cli train RECIPE --out RUN
+    """
     from latent_thoughts.em import Loop
     from latent_thoughts.store import run_lock
 
-    with run_lock(out):
-        run = _run(recipe, out, overrides)
+    main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with run_lock(out) if main else contextlib.nullcontext():
+        run = _run(recipe, out, overrides, processes=True)
         loop = Loop(run, "em", run.recipe.sample, out)
         manifest = run.train_warm_start() if iteration == 0 else loop.train(iteration)
-        _tell(loop.iteration(iteration) / "train", manifest.counts)
+        if main:
+            _tell(loop.iteration(iteration) / "train", manifest.counts)
 
 
 @app.command
@@ -181,6 +197,10 @@ def main() -> None:
     except (UserError, FileNotFoundError, PermissionError) as error:
         print(f"latent-thoughts: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":
+            command = shlex.join(["latent-thoughts", *sys.argv[1:]])
+            print(f"latent-thoughts: {stop}; resume with: {command}", file=sys.stderr)
     except KeyboardInterrupt:
         print("latent-thoughts: stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -17,6 +17,7 @@ T = TypeVar("T", bound="Section")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Loader(yaml.SafeLoader):
@@ -181,7 +182,11 @@ class Train(Section):
     loss_on: Literal["all", "targets"] = "all"  # targets: thoughts and the chunks they are meant for
     sequence_length: Positive = 2048
     rows: Positive = 8  # sequences in a batch
-    micro_rows: Positive | None = None  # sequences in a forward pass; default: all of them
+    micro_rows: Positive | None = None  # sequences in a forward pass of a process; default: all that it has
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
+    logits: Positive = 2**25  # held at a time (positions x vocabulary)
+    checkpoint_activations: bool = False  # less memory, a third more work
+    shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
     lr: float = 1e-4
     muon_lr: float = 0.02
@@ -192,14 +197,22 @@ class Train(Section):
     decay_share: Share = 0.2  # of a wsd run
     warmup_steps: int = 0
     dropout: Share = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of averaged weights, which are then exported; 0: none
+    spike: Annotated[float, Field(gt=0)] = 4.0  # nats a token that a loss may exceed the last 50; more stops the run
+    held_out: Annotated[int, Field(ge=0)] = 0  # documents whose loss is taken at every checkpoint
     checkpoint_steps: Positive = 500
+    keep: Positive = 1  # checkpoints, besides the one with the lowest held-out loss
+    export: Literal["last", "best"] = "last"  # which of them becomes the model
     log_steps: Positive = 20
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # besides metrics.jsonl
 
     @model_validator(mode="after")
     def _one_budget(self) -> Train:
         given = [n for n in BUDGETS if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of steps, tokens, raw_tokens and epochs, not {' and '.join(given)}")
+        if self.export == "best" and not self.held_out:
+            raise ValueError("export: best needs held_out documents to tell which is best")
         return self
 
     @property
@@ -227,12 +240,20 @@ class Evaluate(Section):
     thoughts_kept: Positive = 50  # samples kept for the report
 
 
+class Mix(Section):
+    """What an M-step trains on: how often a document of each source is visited, in the mean, an epoch."""
+
+    warm_start: Weight = 1.0  # the warm start's documents with their thoughts
+    thoughts: Weight = 1.0  # the corpus with the E-step's thoughts
+    raw: Weight = 0.0  # the corpus without thoughts
+
+
 class EM(Section):
     """The outer loop (method, section 6)."""
 
     iterations: Annotated[int, Field(ge=0)] = 4
     regime: Literal["fixed", "continual"] = "fixed"
-    keep_warm_start: bool = True  # the warm-start documents stay in every M-step
+    mix: Mix = Mix()
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
     baselines: list[Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]] = ["raw_tokens"]

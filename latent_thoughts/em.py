@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts.config import PRESETS, Recipe, Sample, Train
+from latent_thoughts.data.corpus import Source
 from latent_thoughts.runlog import provenance, save_recipe
 from latent_thoughts.stages import evaluate as evaluating
 from latent_thoughts.stages import prepare as preparing
@@ -59,13 +60,12 @@ class Run:
     def train_warm_start(self, folder: Path | None = None, steps: int | None = None) -> Manifest:
         config = self.recipe.warm_start_train
         config = config if steps is None else config.with_budget("steps", steps)
-        return self._train(config, [(self.warm_start / "synthesize", "warm_start")], folder or self.warm_start)
+        return self._train(config, [Source(self.warm_start / "synthesize", "warm_start")], folder or self.warm_start)
 
-    def _train(
-        self, config: Train, sources: list[training.Source], folder: Path, continue_from: Path | None = None
-    ) -> Manifest:
-        recipe = self.recipe
-        return training.train(config, recipe.model, self.base, sources, folder / "train", recipe.seed, continue_from)
+    def _train(self, config: Train, sources: list[Source], folder: Path, continue_from: Path | None = None) -> Manifest:
+        recipe, held_out = self.recipe, Source(self.prepared, "held_out")
+        where = (self.base, sources, folder / "train", recipe.seed, continue_from, held_out)
+        return training.train(config, recipe.model, *where)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:
         return evaluating.evaluate(self.recipe, folder / "train", self.prepared, folder / "evaluate", thinks)
@@ -97,14 +97,18 @@ class Loop:
     def train(self, number: int) -> Manifest:
         """M-step of iteration `number`: from the initial checkpoint, or on from the last model."""
         folder = self.iteration(number)
-        sources = [(folder / "sample", "corpus")]
-        if self.run.recipe.em.keep_warm_start:
-            sources.insert(0, (self.run.warm_start / "synthesize", "warm_start"))
+        mix, run = self.run.recipe.em.mix, self.run
+        sources = [
+            Source(run.warm_start / "synthesize", "warm_start", mix.warm_start),
+            Source(folder / "sample", "corpus", mix.thoughts),
+            Source(run.prepared, "corpus", mix.raw),
+        ]
+        sources = [source for source in sources if source.weight]
         config, previous = self.run.recipe.train, None
         if self.continual:
             config = config.model_copy(update={"schedule": "wsd"})
             previous = self.iteration(number - 1) / "train" if number > 1 else None
-        return self.run._train(config, sources, folder, previous)
+        return run._train(config, sources, folder, previous)
 
     def rows(self) -> Iterator[Row]:
         """Runs all iterations; yields a results row after each."""
@@ -198,7 +202,7 @@ def _raw(run: Run, loop: Loop, method: str, unit: str) -> Iterator[Row]:
     """The same documents without thoughts, for as many raw tokens, or tokens in all, as the whole EM run."""
     folder = run.folder / "baselines" / method
     config = run.recipe.raw_train.with_budget(unit, _trained_tokens(run, loop, unit))
-    trained = run._train(config, [(run.prepared, "warm_start"), (run.prepared, "corpus")], folder)
+    trained = run._train(config, [Source(run.prepared, split) for split in ("warm_start", "corpus")], folder)
     yield row(run, method, 0, 0, trained, run.evaluate(folder, thinks=False))
 
 
@@ -224,7 +228,7 @@ def _oracle(run: Run, loop: Loop) -> Iterator[Row]:
     """The upper bound: the data's own thoughts for every document."""
     folder, splits = run.folder / "baselines" / "oracle", ("warm_start", "corpus")
     synthesizing.synthesize_oracle(run.prepared, run.base, splits, folder / "synthesize")
-    sources = [(folder / "synthesize", split) for split in splits]
+    sources = [Source(folder / "synthesize", split) for split in splits]
     trained = run._train(run.recipe.train, sources, folder)
     yield row(run, "oracle", 0, 0, trained, run.evaluate(folder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ def device_of(config: Model) -> torch.device:
     if config.device != "auto":
         return torch.device(config.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, measured now, in a fraction of a second."""
+    cuda = device.type == "cuda"
+    size = 8192 if cuda else 1024
+    a, best = torch.randn(size, size, device=device).to(dtype), float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        nn.functional.linear(a, a)
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
 
 
 def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[Any, Any, Controls]:
@@ -142,11 +157,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Exports a Hugging Face folder (safetensors and tokenizer), complete or absent."""
+def save(model: Any, tokenizer: Any, folder: Path, card: str = "") -> None:
+    """Exports a Hugging Face folder (safetensors, tokenizer and model card), complete or absent."""
     with atomic(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def load(folder: Path, config: Model, dtype: str | None = None) -> Any:

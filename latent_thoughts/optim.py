@@ -1,4 +1,4 @@
-"""Muon over stacks of equal matrices.
+"""Optimizers: AdamW, and Muon over stacks of equal matrices.
 
 torch.optim.Muon orthogonalises one matrix after the other in bf16. A small model has many small
 matrices, and on a CPU the calls cost more than the products (benchmarks/muon.py). Here matrices of
@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from latent_thoughts.config import Train
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic iteration, Jordan et al. 2024
 
@@ -57,3 +59,20 @@ class Muon(torch.optim.Optimizer):
         for parameter, buffer, average, update in zip(parameters, buffers, averages, updates, strict=True):
             buffer.copy_(average)
             parameter.mul_(1 - decay).add_(update, alpha=-rate)
+
+
+def optimizers(model: Any, config: Train) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon (Jordan et al. 2024) on the hidden matrices and AdamW on everything else."""
+    outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    hidden = [p for p in parameters if config.optimizer == "muon" and p.ndim == 2 and id(p) not in outside]
+    rest = [p for p in parameters if all(p is not q for q in hidden)]
+    built: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    ]
+    if hidden:
+        built.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay))
+    for optimizer in built:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import math
@@ -18,8 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from latent_thoughts import __version__
-from latent_thoughts.config import Dumper, Recipe
+from latent_thoughts.config import Dumper, Model, Recipe, Train
 from latent_thoughts.store import atomic
+from latent_thoughts.types import UserError
 
 console = Console(stderr=True)
 
@@ -46,24 +48,83 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
         temporary.write_text(head + body, encoding="utf-8")
 
 
-class Metrics:
-    """metrics.jsonl: one line a logged step. On resume, lines from after the checkpoint are dropped."""
+def model_card(train: Train, model: Model, counts: dict[str, Any], seed: int) -> str:
+    """A Hugging Face model card: what the model was made from, and how."""
+    import yaml
 
-    def __init__(self, path: Path, from_step: int):
-        kept = []
+    settings = {"train": train.model_dump(mode="json", exclude_none=True), "seed": seed, "counts": counts}
+    recipe = yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    base = model.base if isinstance(model.base, str) else f"{model.base.get('model_type', 'llama')} from scratch"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [latent-thoughts]
+---
+
+Continued pretraining of `{base}` on documents with their thoughts, by latent-thoughts {__version__}
+(the method: *Reasoning to Learn from Latent Thoughts*, arXiv 2503.18866).
+
+The model writes a thought between `<|latent_start|><|latent_prior|>` and `<|latent_end|>`, and then the text;
+after `<|latent_start|><|latent_posterior|>` it says the thought behind the text before it.
+
+```yaml
+{recipe}```
+"""
+
+
+Log = Callable[[dict[str, Any]], None]
+
+
+def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
+    """(log, close) of an experiment tracker. Raises UserError where it is not installed."""
+    if kind == "none":
+        return lambda values: None, lambda: None
+    try:
+        if kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(folder / "tensorboard"))
+
+            def write(values: dict[str, Any]) -> None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, values["step"])
+
+            return write, writer.close
+        tracker = importlib.import_module(kind)
+    except ImportError:
+        raise UserError(f"train.tracker: {kind} is not installed: pip install {kind}") from None
+    name = "-".join(folder.resolve().parts[-3:])
+    tracker.init(project="latent-thoughts", name=name, resume="allow")
+    return lambda values: tracker.log(values, step=values["step"]), tracker.finish
+
+
+class Metrics:
+    """metrics.jsonl: one line a logged step, and the same to a tracker. On resume, lines from after the checkpoint
+    are dropped. Of several ranks the main one writes."""
+
+    def __init__(self, folder: Path, from_step: int, tracker: str = "none", writes: bool = True):
+        self._file = None
+        if not writes:
+            return
+        path, kept = folder / "metrics.jsonl", []
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
         with atomic(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._track, self._end = _tracker(tracker, folder)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+            self._track(values)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._end()
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,14 +51,19 @@ def atomic(path: Path) -> Iterator[Path]:
     _remove(temporary)  # a process that was killed may have had the same number
     try:
         yield temporary
-        for file in [temporary, *(temporary.rglob("*") if temporary.is_dir() else [])]:
-            _sync(file)
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        settle(temporary, path)
     finally:
         _remove(temporary)
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Syncs a finished file or folder and gives it its name."""
+    for file in [temporary, *(temporary.rglob("*") if temporary.is_dir() else [])]:
+        _sync(file)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def _remove(path: Path) -> None:

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A mistake the user can mend. The command line shows it as one line, without a traceback."""
 
 
+class Interrupted(Exception):
+    """Work was asked to stop (SIGTERM) and has kept what it has; the same command goes on from there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One source text.
@@ -120,11 +124,10 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One training row of T tokens.
+    """Documents one behind the other, T tokens in all, without padding.
 
     `labels` is -100 where there is no loss, and otherwise the token itself (not shifted).
-    `document_ids` numbers the documents of the row from 0; padding is -1. `parts` holds a
-    `format.Part` a token.
+    `document_ids` numbers the documents from 0. `parts` holds a `format.Part` a token.
     """
 
     ids: np.ndarray

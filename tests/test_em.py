@@ -124,7 +124,7 @@ def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dic
     small["em"] = {"iterations": 2, "baselines": [], "regime": "continual"}
     small["train"]["steps"] = 10
     em(resolve(small), tmp_path)
-    assert (tmp_path / "iter_01/train/stable.pt").exists()
+    assert (tmp_path / "iter_01/train/stable/state.json").exists()
     shards = [set(read_manifest(tmp_path / f"iter_0{n}/sample").shards) for n in (1, 2)]
     assert shards[0] and shards[1] and not shards[0] & shards[1]  # fresh slices
 
@@ -137,7 +137,7 @@ def test_killed_at_every_commit_equals_undisturbed(tmp_path: Path, small: dict[s
     """SIGKILL in the middle of every stage, again and again; the same command gives the same results."""
     small["em"] = {"iterations": 1, "baselines": ["raw_tokens"]}
     small["data"]["shard_documents"] = 24
-    small["train"] |= {"steps": 15, "checkpoint_steps": 5}
+    small["train"] |= {"steps": 8, "checkpoint_steps": 5}
     em(resolve(json.loads(json.dumps(small))), tmp_path / "undisturbed")
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "killed"
     recipe.write_text(yaml.safe_dump(small))
@@ -147,7 +147,7 @@ def test_killed_at_every_commit_equals_undisturbed(tmp_path: Path, small: dict[s
     killed = {Path(line).relative_to(out) for line in deaths.read_text().splitlines() if line.startswith(str(out))}
     stages = [*STAGES, *(f"{folder}/{stage}" for folder in TRAINED for stage in ("train", "evaluate"))]
     assert {str(path.parent) for path in killed} >= set(stages)
-    assert {Path("iter_01/sample/posterior-00001.parquet"), Path("iter_01/train/checkpoint.pt")} <= killed
+    assert {Path("iter_01/sample/posterior-00001.parquet"), Path("iter_01/train/checkpoint_000005")} <= killed
     assert {Path("results.json"), Path("report.html")} <= killed
     assert figures(out) == figures(tmp_path / "undisturbed")
 
@@ -169,3 +169,13 @@ def test_killed_by_the_clock_equals_undisturbed(tmp_path: Path, small: dict[str,
         process.wait()
     subprocess.run(command, check=True, capture_output=True)
     assert figures(out) == figures(tmp_path / "undisturbed")
+
+
+def test_an_m_step_is_mixed_of_what_the_recipe_says(tmp_path: Path, small: dict[str, Any]) -> None:
+    """Thoughts left out, raw text mixed in: the model sees no thought but the warm start's."""
+    small["em"] = {"iterations": 1, "baselines": [], "mix": {"warm_start": 0, "thoughts": 0, "raw": 0.5}}
+    small["train"] |= {"steps": 5}
+    em(resolve(small), tmp_path)
+    counts = read_manifest(tmp_path / "iter_01" / "train").counts
+    assert counts["thought_tokens"] == 0 and counts["raw_tokens"] > 0
+    assert read_manifest(tmp_path / "iter_00" / "train").counts["thought_tokens"] > 0

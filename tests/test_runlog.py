@@ -48,13 +48,13 @@ def test_the_saved_recipe_is_the_recipe(tmp_path: Path, values: dict[str, Any]) 
 
 def test_metrics_drop_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path, 0)
+    metrics = Metrics(tmp_path, 0)
     for step in (1, 2, 3):
         metrics.write({"step": step, "loss": step / 2})
     metrics.close()
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
-    resumed = Metrics(path, 2)
+    resumed = Metrics(tmp_path, 2)
     resumed.write({"step": 3, "loss": 9.0})
     resumed.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -62,7 +62,7 @@ def test_metrics_drop_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: P
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl", 0)
+    metrics = Metrics(tmp_path, 0)
     metrics.write({"step": 1})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1}
     metrics.close()

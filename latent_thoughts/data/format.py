@@ -28,8 +28,7 @@ class Part(IntEnum):
     THOUGHT = 1  # z and its E
     TARGET = 2  # text of a chunk that thoughts are meant for
     CONTEXT = 3  # text of other chunks
-    PADDING = 4
-    EOS = 5
+    EOS = 4
 
 
 class Form(IntEnum):
@@ -127,11 +126,23 @@ def lay_out(document: ThoughtDocument, forms: Sequence[Form], controls: Controls
     return layout
 
 
+def extent(text: Sequence[int], thoughts: Sequence[int | None], forms: Sequence[Form]) -> int:
+    """Tokens that `lay_out` makes of chunks of these lengths, with a thought of this length or none each."""
+    more = {Form.PRIOR: 3, Form.POSTERIOR: 5}
+    total = 2  # BOS and EOS
+    for x, z, form in zip(text, thoughts, forms, strict=True):
+        if z is None or form is Form.RAW:
+            total += x
+        else:
+            total += z if form is Form.THOUGHTS else x + z + more[form]
+    return total
+
+
 def draw_forms(
-    document: ThoughtDocument, layout: str, posterior_share: float, raw_share: float, rng: np.random.Generator
+    count: int, layout: str, posterior_share: float, raw_share: float, rng: np.random.Generator
 ) -> list[Form]:
-    """One form a chunk, drawn afresh at every visit; a whole visit is raw with probability `raw_share`."""
-    count = len(document.chunks)
+    """One form for each of `count` chunks, drawn afresh at every visit; a whole visit is raw with probability
+    `raw_share`."""
     fixed = {"prior": Form.PRIOR, "posterior": Form.POSTERIOR, "raw": Form.RAW, "thoughts": Form.THOUGHTS}
     if rng.random() < raw_share:
         return [Form.RAW] * count

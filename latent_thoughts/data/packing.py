@@ -1,141 +1,135 @@
 """Endless, seeded, resumable batches of packed rows.
 
-A row holds several documents; `document_ids` keep them apart. The order of documents, the forms
-they take and the rows they land in depend on the seed and the documents alone.
+A row holds several documents, of at most `sequence_length` tokens together; `document_ids` keep them
+apart, and there is no padding. The order of documents, the forms they take and the rows they land in
+depend on the seed and the documents alone. A batch is planned from lengths, which is cheap, and laid
+out in parts: by every rank its own rows, by every loader's worker its own batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from latent_thoughts.config import Train
 from latent_thoughts.data import format
+from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.tokenizer import Controls
-from latent_thoughts.types import PackedRow, ThoughtDocument
+from latent_thoughts.types import PackedRow
 
 
-@dataclass(slots=True)
-class Piece:
-    """At most a row's worth of one visit to a document: visit `epoch`, part `part` of document `index`."""
+class Piece(NamedTuple):
+    """At most a row's worth of one visit to a document: its `visit`-th, part `part` of `document`."""
 
-    epoch: int
-    index: int
+    visit: int
+    document: int
     part: int
-    ids: np.ndarray
-    labels: np.ndarray
-    parts: np.ndarray
+    size: int
+
+
+Row = list[Piece]
 
 
 @dataclass(slots=True)
 class Batches:
-    """Best-fit packing into `rows` rows of `sequence_length` tokens, `lookahead` misfits put back.
+    """Packs rows of at most `sequence_length` tokens, `rows` a batch, from `lookahead` pieces that wait.
 
-    State between batches: the position in the stream, and the pieces put back, as
-    (epoch, index, part) triples, from which `load_state` lays them out again.
+    A row begins with the piece that has waited longest and takes the largest that fits, until none does.
+    State between batches: the position in the stream, and the pieces that wait.
     """
 
-    documents: Sequence[ThoughtDocument]
+    documents: Corpus
     controls: Controls
     config: Train
     seed: int
-    lookahead: int = 8
+    lookahead: int = 32
     epoch: int = 0
     cursor: int = 0
     waiting: list[Piece] = field(default_factory=list)
-    _shuffled: tuple[int, np.ndarray] | None = None
+    _ordered: tuple[int, np.ndarray] | None = None
 
-    def __iter__(self) -> Iterator[list[PackedRow]]:
+    def plan(self) -> list[Row]:
+        """The pieces of the next batch, row by row."""
+        return [self._fill() for _ in range(self.config.rows)]
+
+    def _fill(self) -> Row:
+        row: Row = []
+        room = self.config.sequence_length
         while True:
-            yield self.next_batch()
+            while len(self.waiting) < self.lookahead:
+                self.waiting += self._next_visit()
+            fits = [n for n, piece in enumerate(self.waiting) if piece.size <= room]
+            if not fits:
+                return row
+            piece = self.waiting.pop(max(fits, key=lambda n: self.waiting[n].size) if row else 0)
+            row.append(piece)
+            room -= piece.size
 
-    def next_batch(self) -> list[PackedRow]:
-        capacity = self.config.sequence_length
-        rows: list[list[Piece]] = [[] for _ in range(self.config.rows)]
-        room = [capacity] * self.config.rows
-        stream, self.waiting = self.waiting, []
-        while len(self.waiting) <= self.lookahead:
-            if not stream:
-                stream = self._next_visit()
-            piece = stream.pop(0)
-            fits = [r for r in range(len(rows)) if room[r] >= len(piece.ids)]
-            if fits:
-                best = min(fits, key=room.__getitem__)
-                rows[best].append(piece)
-                room[best] -= len(piece.ids)
-            else:
-                self.waiting.append(piece)
-        self.waiting.extend(stream)
-        return [_join(row, capacity) for row in rows if row]
+    @property
+    def passed(self) -> float:
+        """Epochs, without what waits."""
+        return max(0.0, self.epoch + (self.cursor - len(self.waiting)) / max(1, len(self._order())))
 
     def _next_visit(self) -> list[Piece]:
-        if self.cursor == len(self.documents):
+        while self.cursor == len(self._order()):
             self.epoch, self.cursor = self.epoch + 1, 0
-        order = self._order(self.epoch)
-        visit = self._lay_out(self.epoch, int(order[self.cursor]))
+        visit, index = self._order()[self.cursor].tolist()
         self.cursor += 1
-        return visit
+        lengths = self.documents.lengths(index)
+        taken = [sizes[visit % len(sizes)] if sizes else None for sizes in lengths.thoughts]
+        total, size = format.extent(lengths.text, taken, self._forms(visit, index)), self.config.sequence_length
+        return [Piece(visit, index, n, min(size, total - start)) for n, start in enumerate(range(0, total, size))]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if self._shuffled is None or self._shuffled[0] != epoch:
-            self._shuffled = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
-        return self._shuffled[1]
+    def _order(self) -> np.ndarray:
+        """The visits (visit, document) of this epoch, shuffled.
 
-    def _lay_out(self, epoch: int, index: int) -> list[Piece]:
-        config, document = self.config, self.documents[index]
-        rng = np.random.default_rng([self.seed, epoch, index + 1])
-        forms = format.draw_forms(document, config.layout, config.posterior_share, config.raw_share, rng)
-        layout = format.lay_out(document, forms, self.controls, epoch)
-        labels, ids = format.labels(layout, config.loss_on), np.array(layout.ids, np.int64)
-        parts, size = np.array(layout.parts, np.int64), config.sequence_length
-        starts = range(0, len(ids), size)
-        cut = [(slice(start, start + size)) for start in starts]
-        return [Piece(epoch, index, n, ids[s], labels[s], parts[s]) for n, s in enumerate(cut)]
+        A document of weight w is visited about w times: up to epoch e, floor(e w + u) times, with a
+        share u of its own, so that of documents of one source with weight 1/2 every epoch takes half.
+        """
+        if self._ordered is None or self._ordered[0] != self.epoch:
+            weights = self.documents.weights
+            shares = np.random.default_rng([self.seed, 0]).random(len(weights))
+            first, last = (np.floor(e * weights + shares).astype(int) for e in (self.epoch, self.epoch + 1))
+            index = np.repeat(np.arange(len(weights)), last - first)
+            number = np.arange(len(index)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(index))
+            self._ordered = self.epoch, np.stack([first[index] + number, index], 1)[order]
+        return self._ordered[1]
+
+    def _forms(self, visit: int, index: int) -> list[format.Form]:
+        rng, config = np.random.default_rng([self.seed, visit, index + 1]), self.config
+        count = len(self.documents.lengths(index).text)
+        return format.draw_forms(count, config.layout, config.posterior_share, config.raw_share, rng)
+
+    def lay_out(self, rows: Sequence[Row]) -> PackedRow:
+        """The documents of all rows one behind the other."""
+        pieces = [self._piece(piece, n) for n, piece in enumerate(piece for row in rows for piece in row)]
+        return PackedRow(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+
+    def _piece(self, piece: Piece, number: int) -> tuple[np.ndarray, ...]:
+        layout = format.lay_out(
+            self.documents[piece.document], self._forms(piece.visit, piece.document), self.controls, piece.visit
+        )
+        start = piece.part * self.config.sequence_length
+        part = slice(start, start + self.config.sequence_length)
+        ids, labels = np.array(layout.ids[part], np.int64), format.labels(layout, self.config.loss_on)[part]
+        assert len(ids) == piece.size
+        labels[0] = format.IGNORE  # its predecessor is in another document, or in another row
+        return ids, labels, np.full(len(ids), number), np.array(layout.parts[part], np.int64)
 
     def state(self) -> dict[str, Any]:
-        waiting = [[piece.epoch, piece.index, piece.part] for piece in self.waiting]
-        return {"epoch": self.epoch, "cursor": self.cursor, "waiting": waiting}
+        return {"epoch": self.epoch, "cursor": self.cursor, "waiting": [list(piece) for piece in self.waiting]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.cursor = state["epoch"], state["cursor"]
-        self.waiting = [self._lay_out(epoch, index)[part] for epoch, index, part in state["waiting"]]
-
-
-def _join(pieces: list[Piece], capacity: int) -> PackedRow:
-    padding = capacity - sum(len(piece.ids) for piece in pieces)
-
-    def join(arrays: list[np.ndarray], fill: int) -> np.ndarray:
-        return np.concatenate([*arrays, np.full(padding, fill, np.int64)])
-
-    labels = [piece.labels.copy() for piece in pieces]
-    for array in labels:
-        array[0] = format.IGNORE  # its predecessor is in another document, or in another row
-    return PackedRow(
-        ids=join([piece.ids for piece in pieces], 0),
-        labels=join(labels, format.IGNORE),
-        document_ids=join([np.full(len(p.ids), n, np.int64) for n, p in enumerate(pieces)], -1),
-        parts=join([piece.parts for piece in pieces], int(format.Part.PADDING)),
-    )
-
-
-def unpadded(rows: Sequence[PackedRow]) -> PackedRow:
-    """The documents of all rows one behind the other, as one row without padding."""
-    used = [row.document_ids >= 0 for row in rows]
-    offsets = np.cumsum([0, *(row.document_ids.max() + 1 for row in rows)])
-    numbered = [row.document_ids + offset for row, offset in zip(rows, offsets, strict=False)]
-
-    def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([array[part] for array, part in zip(arrays, used, strict=True)])
-
-    ids, labels, parts = ([getattr(row, name) for row in rows] for name in ("ids", "labels", "parts"))
-    return PackedRow(join(ids), join(labels), join(numbered), join(parts))
+        self.waiting = [Piece(*values) for values in state["waiting"]]
 
 
 def positions(row: PackedRow) -> np.ndarray:
-    """Positions that restart at every document (and at the padding)."""
+    """Positions that restart at every document."""
     index = np.arange(len(row.ids))
-    starts = np.flatnonzero(np.diff(row.document_ids, prepend=-2))
+    starts = np.flatnonzero(np.diff(row.document_ids, prepend=-1))
     return index - starts[np.searchsorted(starts, index, side="right") - 1]

@@ -165,21 +165,37 @@ def test_a_layout_holds_every_token_once(pieces: list[tuple[Ids, Ids | None, boo
 def test_fixed_layouts_give_every_chunk_their_form() -> None:
     rng = np.random.default_rng(0)
     for name, form in (("prior", Form.PRIOR), ("posterior", Form.POSTERIOR), ("raw", Form.RAW)):
-        assert draw_forms(TWO, name, 0.5, 0.0, rng) == [form, form]
-    assert draw_forms(TWO, "thoughts", 0.5, 0.0, rng) == [Form.THOUGHTS] * 2
-    assert draw_forms(TWO, "prior", 0.5, 1.0, rng) == [Form.RAW] * 2
+        assert draw_forms(2, name, 0.5, 0.0, rng) == [form, form]
+    assert draw_forms(2, "thoughts", 0.5, 0.0, rng) == [Form.THOUGHTS] * 2
+    assert draw_forms(2, "prior", 0.5, 1.0, rng) == [Form.RAW] * 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_mixed_forms_come_with_their_probability_and_independently(share: float) -> None:
     rng = np.random.default_rng(1)
-    drawn = np.array([draw_forms(TWO, "mixed", share, 0.0, rng) for _ in range(4000)]) == Form.POSTERIOR
+    drawn = np.array([draw_forms(2, "mixed", share, 0.0, rng) for _ in range(4000)]) == Form.POSTERIOR
     assert np.abs(drawn.mean(0) - share).max() < 0.03
     assert abs((drawn[:, 0] & drawn[:, 1]).mean() - share**2) < 0.03
 
 
 def test_a_share_of_visits_is_raw_as_a_whole() -> None:
     rng = np.random.default_rng(2)
-    drawn = np.array([draw_forms(TWO, "mixed", 0.5, 0.3, rng) for _ in range(4000)]) == Form.RAW
+    drawn = np.array([draw_forms(2, "mixed", 0.5, 0.3, rng) for _ in range(4000)]) == Form.RAW
     assert abs(drawn[:, 0].mean() - 0.3) < 0.03
     assert (drawn[:, 0] == drawn[:, 1]).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 4), st.sampled_from(list(Form))), max_size=5))
+def test_extent_is_the_length_of_what_is_laid_out(chunks: list[tuple[int, int | None, Form]]) -> None:
+    texts, thoughts = [(9,) * x for x, _, _ in chunks], [None if z is None else (8,) * z for _, z, _ in chunks]
+    document = ThoughtDocument(
+        "d",
+        tuple(Chunk("d", n, 0, "", x) for n, x in enumerate(texts)),
+        tuple(() if z is None else (z,) for z in thoughts),
+        (True,) * len(chunks),
+        "test",
+    )
+    forms = [form for _, _, form in chunks]
+    laid_out = lay_out(document, forms, CONTROLS)
+    assert format.extent([x for x, _, _ in chunks], [z for _, z, _ in chunks], forms) == len(laid_out.ids)

@@ -7,13 +7,12 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_thoughts.config import Train
 from latent_thoughts.data import format
+from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.format import Form, Part, lay_out
 from latent_thoughts.data.packing import Batches, positions
 from latent_thoughts.data.tokenizer import Controls
@@ -29,8 +28,8 @@ def document(index: int, text: int, thought: int | None) -> ThoughtDocument:
     return ThoughtDocument(str(index), (Chunk(str(index), 0, 0, "", ids),), (thoughts,), (True,), "test")
 
 
-def documents(sizes: list[tuple[int, int | None]]) -> list[ThoughtDocument]:
-    return [document(n, text, thought) for n, (text, thought) in enumerate(sizes)]
+def documents(sizes: list[tuple[int, int | None]], weight: float = 1.0) -> Corpus:
+    return Corpus.of((document(n, text, thought) for n, (text, thought) in enumerate(sizes)), weight)
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 30), st.none() | st.integers(0, 12)), min_size=1, max_size=25)
@@ -38,16 +37,22 @@ CONFIGS = st.builds(
     Train,
     sequence_length=st.integers(4, 40),
     rows=st.integers(1, 4),
-    layout=st.sampled_from(["mixed", "prior", "posterior", "raw"]),
+    layout=st.sampled_from(["mixed", "prior", "posterior", "raw", "thoughts"]),
+    raw_share=st.sampled_from([0.0, 0.3]),
     loss_on=st.sampled_from(["all", "targets"]),
 )
+
+
+def next_batch(batches: Batches) -> list[PackedRow]:
+    """Every row laid out on its own."""
+    return [batches.lay_out([row]) for row in batches.plan()]
 
 
 def visits(batches: Batches, epochs: int) -> list[list[PackedRow]]:
     """Batches until every visit of the first epochs has left the waiting line."""
     found = []
-    while batches.epoch < epochs or any(piece.epoch < epochs for piece in batches.waiting):
-        found.append(batches.next_batch())
+    while batches.epoch < epochs or any(piece.visit < epochs for piece in batches.waiting):
+        found.append(next_batch(batches))
     return found
 
 
@@ -66,11 +71,12 @@ def spans(rows: list[PackedRow]) -> list[tuple[PackedRow, slice]]:
 def test_every_document_is_visited_once_an_epoch_and_no_token_is_lost(
     sizes: list[tuple[int, int | None]], config: Train, seed: int
 ) -> None:
-    batches = Batches(documents(sizes), CONTROLS, config.model_copy(update={"layout": "prior"}), seed)
+    config = config.model_copy(update={"layout": "prior", "raw_share": 0.0})
+    batches = Batches(documents(sizes), CONTROLS, config, seed)
     rows = [row for batch in visits(batches, 2) for row in batch]
     expected: Counter[tuple[int, ...]] = Counter()
-    for doc in batches.documents:
-        ids = lay_out(doc, [Form.PRIOR], CONTROLS).ids
+    for n in range(len(sizes)):
+        ids = lay_out(batches.documents[n], [Form.PRIOR], CONTROLS).ids
         parts = [tuple(ids[n : n + config.sequence_length]) for n in range(0, len(ids), config.sequence_length)]
         expected.update(parts)
     found = Counter(tuple(row.ids[span].tolist()) for row, span in spans(rows))
@@ -88,21 +94,30 @@ def test_rows_are_never_overfull_and_documents_are_kept_apart(
     sizes: list[tuple[int, int | None]], config: Train, seed: int
 ) -> None:
     for batch in visits(Batches(documents(sizes), CONTROLS, config, seed), 1):
-        assert 1 <= len(batch) <= config.rows
+        assert len(batch) == config.rows
         for row in batch:
             arrays = (row.ids, row.labels, row.document_ids, row.parts)
-            assert all(array.shape == (config.sequence_length,) for array in arrays)
-            used = row.document_ids >= 0
-            assert not used[int(used.sum()) :].any()  # padding is at the end
-            assert (row.parts[~used] == Part.PADDING).all() and (row.parts[used] != Part.PADDING).all()
-            assert (row.labels[~used] == format.IGNORE).all()
-            assert set(np.diff(row.document_ids[used]).tolist()) <= {0, 1} and row.document_ids[0] == 0
+            assert len({array.shape for array in arrays}) == 1
+            assert 1 <= len(row.ids) <= config.sequence_length
+            assert set(np.diff(row.document_ids).tolist()) <= {0, 1} and row.document_ids[0] == 0
             place = positions(row)
             for _, span in spans([row]):
                 text = row.ids[span][row.ids[span] >= FIRST]
                 assert len(set(text.tolist())) <= 1
                 assert place[span].tolist() == list(range(span.stop - span.start))
-            assert place[~used].tolist() == list(range(int((~used).sum())))
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, CONFIGS, st.integers(0, 5))
+def test_rows_laid_out_together_are_the_rows_one_behind_the_other(
+    sizes: list[tuple[int, int | None]], config: Train, seed: int
+) -> None:
+    batches = Batches(documents(sizes), CONTROLS, config, seed)
+    rows = batches.plan()
+    apart, together = [batches.lay_out([row]) for row in rows], batches.lay_out(rows)
+    for name in ("ids", "labels", "parts"):
+        assert getattr(together, name).tolist() == np.concatenate([getattr(row, name) for row in apart]).tolist()
+    assert positions(together).tolist() == np.concatenate([positions(row) for row in apart]).tolist()
 
 
 @settings(max_examples=100, deadline=None)
@@ -132,31 +147,54 @@ def test_interrupted_equals_uninterrupted(
 ) -> None:
     whole = Batches(documents(sizes), CONTROLS, config, seed)
     for _ in range(stop):
-        whole.next_batch()
+        whole.plan()
     state = json.loads(json.dumps(whole.state()))
     resumed = Batches(documents(sizes), CONTROLS, config, seed)
     resumed.load_state(state)
     for _ in range(6):
-        assert flat(resumed.next_batch()) == flat(whole.next_batch())
+        assert flat(next_batch(resumed)) == flat(next_batch(whole))
 
 
 def test_seeds_give_other_orders_and_forms_are_drawn_afresh_at_every_visit() -> None:
     config = Train(sequence_length=64, rows=1)
     one, other = (Batches(documents([(3, 2)] * 50), CONTROLS, config, seed) for seed in (0, 1))
-    assert flat(one.next_batch()) != flat(other.next_batch())
+    assert flat(next_batch(one)) != flat(next_batch(other))
     single = Batches(documents([(3, 2)]), CONTROLS, Train(sequence_length=16, rows=1), 0)
-    forms = [5 in single.next_batch()[0].ids for _ in range(400)]
+    forms = [5 in next_batch(single)[0].ids for _ in range(400)]
     assert 0.4 < np.mean(forms) < 0.6
     changes = np.diff(np.array(forms, int)) != 0
     assert 0.4 < np.mean(changes) < 0.6
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 3.0]), min_size=1, max_size=3), st.integers(0, 5))
+def test_documents_are_visited_by_the_weight_of_their_source(weights: list[float], seed: int) -> None:
+    """Up to epoch e a document of weight w has been visited e w times, up to less than one, each visit once."""
+    weights.append(1.0)
+    shards = [
+        batch for w in weights for batch in [Corpus.of([document(n, 3, 1) for n in range(40)], w).shards[0].batch]
+    ]
+    batches = Batches(Corpus(shards), CONTROLS, Train(sequence_length=16, rows=1), seed)
+    seen: Counter[int] = Counter()
+    numbers: set[tuple[int, int]] = set()
+    for epoch in range(4):
+        batches.epoch = epoch
+        for visit, index in batches._order().tolist():
+            seen[index] += 1
+            numbers.add((visit, index))
+        for index in range(40 * len(weights)):
+            assert abs(seen[index] - (epoch + 1) * weights[index // 40]) < 1
+    assert len(numbers) == sum(seen.values())
+    for n, w in enumerate(weights):
+        assert abs(sum(seen[index] for index in range(40 * n, 40 * n + 40)) - 160 * w) < 20
 
 
 def test_a_document_longer_than_a_row_is_cut_into_parts_that_join_to_it() -> None:
     config = Train(sequence_length=10, rows=2, layout="raw")
     ids = tuple(range(20, 53))
     long = ThoughtDocument("d", (Chunk("d", 0, 0, "", ids),), ((),), (True,), "test")
-    batches = Batches([long], CONTROLS, config, 0)
-    pieces = [row.ids[span] for row, span in spans(batches.next_batch() + batches.next_batch())]
+    batches = Batches(Corpus.of([long]), CONTROLS, config, 0)
+    pieces = [row.ids[span] for row, span in spans(next_batch(batches) + next_batch(batches))]
     assert np.concatenate(pieces[:4]).tolist() == [1, *ids, 2]
 
 
@@ -164,52 +202,8 @@ def test_rows_are_well_filled_with_documents_as_long_as_word_problems() -> None:
     """Question, thought and answer of GSM8K have about 60, 100 and 8 tokens, with a long tail."""
     rng = np.random.default_rng(0)
     lengths = np.exp(rng.normal(np.log(170), 0.4, 1500)).astype(int).clip(40, 500)
-    batches = Batches(
-        documents([(int(n) // 2, int(n) // 2) for n in lengths]), CONTROLS, Train(sequence_length=2048, rows=8), 0
-    )
-    rows = [row for batch in visits(batches, 1) for row in batch]
-    assert np.mean([(row.document_ids >= 0).mean() for row in rows]) > 0.97
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_packed_document_has_the_losses_it_has_alone(kind: str) -> None:
-    """With the call that training makes: positions that restart and no attention mask."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes: dict[str, dict[str, Any]] = {
-        "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
-        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    }
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, vocab_size=60, bos_token_id=1, eos_token_id=2, **sizes[kind])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)  # attention that looks far, so that a leak would show
-
-    @torch.no_grad()
-    def losses(ids: np.ndarray, place: np.ndarray) -> torch.Tensor:
-        """Loss at every token but the first of a row, shape (rows, T - 1)."""
-        tokens = torch.from_numpy(ids)
-        logits = model(input_ids=tokens, position_ids=torch.from_numpy(place), use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
-
-    sizes_of = [(5, 3), (9, 4), (1, None), (4, 0), (12, 2), (3, 3), (7, None), (2, 1)]
-    rng = np.random.default_rng(0)
-    docs = []
-    for n, (text, thought) in enumerate(sizes_of):
-        x = tuple(rng.integers(FIRST, 60, text).tolist())
-        z = () if thought is None else (tuple(rng.integers(FIRST, 60, thought).tolist()),)
-        docs.append(ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", x),), (z,), (True,), "test"))
-    batch = Batches(docs, CONTROLS, Train(sequence_length=48, rows=2), 0).next_batch()
-    together = losses(np.stack([row.ids for row in batch]), np.stack([positions(row) for row in batch]))
-    compared = 0
-    for packed, row in zip(together, batch, strict=True):
-        assert row.document_ids.max() > 0
-        for _, span in spans([row]):
-            ids = row.ids[span][None]
-            alone = losses(ids, np.arange(ids.shape[1])[None])[0]
-            assert torch.allclose(packed[span.start : span.stop - 1], alone, atol=1e-5)
-            compared += len(alone)
-    assert compared > 40
+    for size in (1024, 2048):
+        config = Train(sequence_length=size, rows=8)
+        batches = Batches(documents([(int(n) // 2, int(n) // 2) for n in lengths]), CONTROLS, config, 0)
+        rows = [row for batch in visits(batches, 1) for row in batch]
+        assert np.mean([len(row.ids) / size for row in rows]) > 0.97

@@ -15,6 +15,7 @@ from latent_thoughts import model as models
 from latent_thoughts import weights
 from latent_thoughts.config import Sample, resolve
 from latent_thoughts.data import records
+from latent_thoughts.data.corpus import Source
 from latent_thoughts.data.tokenizer import Codec, add_control_tokens
 from latent_thoughts.em import Run
 from latent_thoughts.engines.joint import Seeds
@@ -109,7 +110,7 @@ def test_rejected_chunks(warm: Run, tmp_path: Path, rejected: str) -> None:
 
 def test_gains_are_measured_against_a_raw_model_of_its_own(warm: Run, tmp_path: Path) -> None:
     raw, config = tmp_path / "raw" / "train", warm.recipe.train.model_copy(update={"layout": "raw"})
-    warm._train(config, [(warm.prepared, "corpus")], raw.parent)
+    warm._train(config, [Source(warm.prepared, "corpus")], raw.parent)
     sample(warm, tmp_path / "own")
     sample(warm, tmp_path / "against", raw_model=str(raw))
     model = models.load(raw / "model", warm.recipe.model).eval()

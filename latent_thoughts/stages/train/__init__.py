@@ -1,0 +1,149 @@
+"""train: the M-step, continued pretraining on documents with their thoughts.
+
+    latent-thoughts train recipe.yaml --out RUN --iteration 1
+    torchrun --nproc-per-node 8 -m latent_thoughts.cli train recipe.yaml --out RUN --iteration 1
+
+Batches, dropout and schedule depend on the seed and the step alone, so a run that was killed and
+resumed from its checkpoint ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from latent_thoughts import model as models
+from latent_thoughts import parallel
+from latent_thoughts.config import Model, Train
+from latent_thoughts.data import corpus
+from latent_thoughts.data.corpus import Corpus, Source
+from latent_thoughts.data.packing import Batches
+from latent_thoughts.optim import optimizers
+from latent_thoughts.parallel import Ranks
+from latent_thoughts.runlog import model_card, sent_to
+from latent_thoughts.stages.train import checkpoint
+from latent_thoughts.stages.train.loop import Trainer, loop
+from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.store import Stage, read_manifest, stage_key
+from latent_thoughts.types import Manifest, UserError
+
+__all__ = ["Source", "train"]
+
+
+def train(
+    config: Train,
+    model_config: Model,
+    base: Path,
+    sources: Sequence[Source],
+    folder: Path,
+    seed: int,
+    continue_from: Path | None = None,
+    held_out: Source | None = None,
+) -> Manifest:
+    """Trains from `base`/model on the sources' documents and exports `folder`/model.
+
+    `continue_from` is an earlier train stage, whose weights and optimizer state from before its
+    decay are gone on with (continual regime). `held_out` gives `train.held_out` documents, whose loss tells
+    the best checkpoint. Under torchrun all processes call this. Raises UserError for missing input and
+    divergence, Interrupted on SIGTERM.
+    """
+    inputs = {f"{n}:{source.split}": read_manifest(source.folder) for n, source in enumerate(sources)}
+    inputs["base"] = read_manifest(base)
+    if continue_from is not None:
+        inputs["continue_from"] = read_manifest(continue_from)
+    if config.export == "best" and held_out is not None:
+        inputs["held_out"] = read_manifest(held_out.folder)
+    key = stage_key("train", [_settings(config, sources), model_config.dtype, seed], inputs)
+    with parallel.ranks() as ranks, contextlib.ExitStack() as stack:
+        if not ranks.main:
+            stack.enter_context(sent_to(lambda _: None))
+        if ranks.main:
+            stage = Stage(folder, "train", key)
+            if stage.manifest is None:
+                corpus.write(sources, folder / "documents.arrow")
+                if config.held_out and held_out is not None:
+                    corpus.write([held_out], folder / "held_out.arrow")
+        ranks.wait()
+        if not (folder / "manifest.json").exists():
+            trainer = set_up(config, model_config, base, folder, seed, ranks)
+            if saved := checkpoint.found(folder):
+                trainer.load(saved[-1])
+            elif continue_from is not None:
+                trainer.load(continue_from / "stable", optimizer_only=True)
+            loop(trainer, folder, _first(folder / "held_out.arrow", config.held_out))
+            _export(trainer, model_config, base, folder)
+            if ranks.main:
+                Stage(folder, "train", key).close([], asdict(trainer.counters))
+        if ranks.main:  # what only an unfinished stage needs
+            for path in folder.glob("*.arrow"):
+                path.unlink()
+            for path in folder.glob("checkpoint_*"):
+                checkpoint.remove(path)
+        ranks.wait()
+    return read_manifest(folder)
+
+
+def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
+    """What of the settings the result depends on."""
+    unread = {"checkpoint_steps", "log_steps", "micro_rows", "workers", "keep", "shard", "tracker", "logits", "spike"}
+    unread |= {"checkpoint_activations"}
+    if config.export == "last":
+        unread |= {"held_out"}
+    return [config.model_dump(exclude=unread), [source.weight for source in sources]]
+
+
+def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: int, ranks: Ranks) -> Trainer:
+    """A trainer at step 0, for the documents in `folder`. Raises UserError where there is nothing to train on."""
+    documents = Corpus.open(folder / "documents.arrow")
+    if not (documents.weights > 0).any():
+        raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
+    if config.rows % ranks.size:
+        raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
+    if config.optimizer == "muon" and ranks.size > 1:
+        raise UserError("train.optimizer: muon runs in one process, since it needs whole matrices: set adamw")
+    _, controls = models.load_tokenizer(base / "model")
+    model = models.load(base / "model", model_config, "float32").train()
+    if config.dropout:
+        models.add_dropout(model, config.dropout)
+    if config.checkpoint_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    objective, half = Objective(model, config.logits), model_config.dtype == "bfloat16"
+    if ranks.size > 1:
+        parallel.shard(objective, model, ranks, config.shard, half)
+    batches = Batches(documents, controls, config, seed)
+    return Trainer(objective, optimizers(model, config), batches, config, seed, half, ranks)
+
+
+def _first(path: Path, count: int) -> Corpus | None:
+    """The first documents of a corpus; all of them where there are fewer."""
+    if not count or not path.exists():
+        return None
+    whole = Corpus.open(path)
+    return Corpus.of(whole[n] for n in range(min(count, len(whole)))) if len(whole) else None
+
+
+def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> None:
+    """Writes the plain Hugging Face folder: averaged weights where there are averages, of the best checkpoint
+    where that is asked for."""
+    if trainer.config.export == "best" and (best := checkpoint.best(folder)) is not None:
+        trainer.load(best, optimizer_only=True)
+    if trainer.averages:
+        with torch.no_grad():
+            for name, parameter in trainer.objective.model.named_parameters():
+                parameter.copy_(trainer.averages[name])
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(trainer.objective, options=options)
+    if not trainer.ranks.main:
+        return
+    plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}), "float32")
+    named = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
+    plain.load_state_dict(named)
+    tokenizer, _ = models.load_tokenizer(base / "model")
+    card = model_card(trainer.config, model_config, asdict(trainer.counters), trainer.seed)
+    models.save(plain.to(getattr(torch, model_config.dtype)), tokenizer, folder / "model", card)

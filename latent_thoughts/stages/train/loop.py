@@ -1,0 +1,304 @@
+"""Steps until the budget is spent: schedule, figures, checkpoints, and what stops a run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import signal
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from latent_thoughts.config import Train
+from latent_thoughts.data import format
+from latent_thoughts.data.corpus import Corpus
+from latent_thoughts.data.packing import Batches
+from latent_thoughts.model import matmul_peak
+from latent_thoughts.parallel import Ranks
+from latent_thoughts.runlog import Metrics, track
+from latent_thoughts.stages.train import checkpoint, loader
+from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.store import write_json
+from latent_thoughts.types import Interrupted, PackedRow, UserError
+
+PARTS = len(format.Part)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals of a training run, over all ranks; `raw_tokens` are text tokens without thoughts and control tokens."""
+
+    step: int = 0
+    epoch: float = 0.0
+    tokens: int = 0
+    raw_tokens: int = 0
+    thought_tokens: int = 0
+    fill: float = 0.0  # mean share of the rows' tokens that is used
+    seconds: float = 0.0
+
+    def add(self, parts: list[int], epoch: float, room: int) -> None:
+        tokens = sum(parts)
+        self.fill = (self.fill * self.step + tokens / room) / (self.step + 1)
+        self.step, self.epoch, self.tokens = self.step + 1, epoch, self.tokens + tokens
+        self.thought_tokens += parts[format.Part.THOUGHT]
+        self.raw_tokens += parts[format.Part.TARGET] + parts[format.Part.CONTEXT]
+
+    def progress(self, budget: tuple[str, float]) -> float:
+        """Share of the budget that is spent."""
+        unit, amount = budget
+        spent = {"steps": self.step, "tokens": self.tokens, "raw_tokens": self.raw_tokens, "epochs": self.epoch}
+        return spent[unit] / amount
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Everything a checkpoint holds: model, optimizers, averages, the loader's place and counters.
+
+    Weights are float32 throughout; with `autocast` products are taken in bfloat16.
+    """
+
+    objective: Objective
+    optimizers: list[torch.optim.Optimizer]
+    batches: Batches
+    config: Train
+    seed: int
+    autocast: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
+    counters: Counters = field(default_factory=Counters)
+    place: dict[str, Any] = field(default_factory=dict)
+    averages: dict[str, torch.Tensor] = field(default_factory=dict)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+
+    def __post_init__(self) -> None:
+        self.place = self.batches.state()
+        if self.config.ema:
+            self.averages = {name: p.detach().clone() for name, p in self.objective.model.named_parameters()}
+
+    def step(self, batch: loader.Batch, rate: float) -> dict[str, float]:
+        """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures."""
+        config, step = self.config, self.counters.step
+        seed = np.random.SeedSequence([self.seed, step, self.ranks.rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        counted = self.ranks.sum(_counts(batch.micros))
+        targets = int(counted[-1])
+        losses = torch.zeros(2, PARTS, dtype=torch.float64)
+        for n, micro in enumerate(batch.micros):
+            if self.ranks.size > 1:
+                self.objective.set_requires_gradient_sync(n == len(batch.micros) - 1)  # pyright: ignore
+            losses += self._backward(micro, targets)
+        total, count = self.ranks.sum(losses)
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        figures = {
+            "loss": float(total.sum() / count.sum()),
+            "norm": float(getattr(norm, "full_tensor", lambda: norm)()),
+        }
+        for part in (format.Part.THOUGHT, format.Part.TARGET, format.Part.CONTEXT):
+            if count[part]:
+                figures[f"loss_{part.name.lower()}"] = float(total[part] / count[part])
+        self._refuse_divergence(figures, batch)
+        self._update(rate)
+        self.place = batch.state
+        room = config.rows * config.sequence_length
+        self.counters.add([int(n) for n in counted[:-1]], batch.passed, room)
+        return figures
+
+    def _backward(self, micro: PackedRow, targets: int) -> torch.Tensor:
+        """Adds the gradient of the batch's mean loss; returns (sum, count) of losses by part."""
+        with torch.autocast(self.objective.head.weight.device.type, torch.bfloat16, enabled=self.autocast):
+            total, losses, part = self.objective(micro)
+        (total * (self.ranks.size / targets)).backward()  # FSDP takes the mean over the ranks
+        sums = torch.zeros(2, PARTS, dtype=torch.float64)
+        sums[0].index_add_(0, part, losses.double().cpu())
+        sums[1].index_add_(0, part, torch.ones(len(part), dtype=torch.float64))
+        return sums
+
+    def _refuse_divergence(self, figures: dict[str, float], batch: loader.Batch) -> None:
+        """Before the weights are touched, so that they and the checkpoints stay good."""
+        loss, step = figures["loss"], self.counters.step
+        usual = statistics.fmean(self.recent) if self.recent else loss
+        if math.isfinite(loss) and math.isfinite(figures["norm"]) and loss - usual <= self.config.spike:
+            self.recent.append(loss)
+            return
+        what = f"loss {loss:.4g} (of late {usual:.4g}), gradient norm {figures['norm']:.4g}"
+        raise Diverged(f"training diverged at step {step}: {what}; lower train.lr", step, batch)
+
+    def _update(self, rate: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.averages:
+            now = [p.detach() for p in self.objective.model.parameters()]
+            get_ema_multi_avg_fn(self.config.ema)(list(self.averages.values()), now, self.counters.step)
+
+    @torch.no_grad()
+    def held_out_loss(self, documents: Corpus) -> float:
+        """Mean loss a token of the documents' raw text; every rank takes all of them."""
+        config = self.config.model_copy(update={"layout": "raw", "loss_on": "all", "rows": 1})
+        batches, end = Batches(documents, self.batches.controls, config, 0), len(documents)
+        self.objective.eval()
+        total = count = 0.0
+        while (batches.epoch == 0 and batches.cursor < end) or batches.waiting:
+            micro = batches.lay_out([[p for p in batches.plan()[0] if p.visit == 0]])
+            with torch.autocast(self.objective.head.weight.device.type, torch.bfloat16, enabled=self.autocast):
+                _, losses, _ = self.objective(micro)
+            total, count = total + float(losses.double().sum()), count + len(losses)
+            batches.waiting = [p for p in batches.waiting if p.visit == 0]
+        self.objective.train()
+        return total / count
+
+    def save(self, path: Path, held_out_loss: float | None = None) -> None:
+        if not path.exists():  # else it holds the same
+            state = {"place": self.place, "counters": asdict(self.counters), "recent": list(self.recent)}
+            state["held_out_loss"] = held_out_loss
+            checkpoint.save(path, self.ranks, self.objective, self.optimizers, self.averages, state)
+
+    def load(self, path: Path, optimizer_only: bool = False) -> None:
+        """Restores a checkpoint; with `optimizer_only`, weights and optimizers of an earlier stage."""
+        state = checkpoint.load(path, self.ranks, self.objective, self.optimizers, self.averages)
+        if not optimizer_only:
+            self.batches.load_state(state["place"])
+            self.place, self.counters = state["place"], Counters(**state["counters"])
+            self.recent.extend(state["recent"])
+
+
+class Diverged(UserError):
+    """A batch whose loss is not finite, or far above the usual."""
+
+    def __init__(self, message: str, step: int, batch: loader.Batch):
+        super().__init__(message)
+        self.step, self.batch = step, batch
+
+
+def _counts(micros: list[PackedRow]) -> torch.Tensor:
+    """Tokens by part, and last those that carry loss."""
+    parts = sum(np.bincount(micro.parts, minlength=PARTS) for micro in micros)
+    targets = sum(int((micro.labels != format.IGNORE).sum()) for micro in micros)
+    return torch.tensor([*np.asarray(parts).tolist(), targets], dtype=torch.float64)
+
+
+def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None:
+    """Trains until the budget is spent, with metrics and checkpoints in `folder`.
+
+    Raises Interrupted on SIGTERM, after a checkpoint, and Diverged after saving the batch.
+    """
+    config, counters, ranks = trainer.config, trainer.counters, trainer.ranks
+    speed, batches = Speed(trainer), loader.load(trainer.batches, ranks)
+    total = config.budget[1]
+    with contextlib.ExitStack() as stack:
+        stopped = stack.enter_context(terminated())
+        metrics = stack.enter_context(contextlib.closing(Metrics(folder, counters.step, config.tracker, ranks.main)))
+        advance = stack.enter_context(track("train", total, config.budget[0]))
+        done = min(total, counters.progress(config.budget) * total)
+        advance(done)
+        while (progress := counters.progress(config.budget)) < 1:
+            if config.schedule == "wsd" and progress >= 1 - config.decay_share:
+                trainer.save(folder / "stable")
+            rate = learning_rate(config, counters.step, progress)
+            try:
+                figures = trainer.step(next(batches), rate)
+            except Diverged as error:
+                _save_batch(error, trainer, folder)
+                raise
+            speed.count(counters)
+            now = min(total, counters.progress(config.budget) * total)
+            advance(now - done, loss=figures["loss"], **speed.shown())
+            done = now
+            if counters.step % config.log_steps == 0:
+                metrics.write({**asdict(counters), "lr": config.lr * rate, **figures, **speed.figures()})
+            if counters.step % config.checkpoint_steps == 0:
+                _checkpoint(trainer, folder, held_out, metrics)
+            if ranks.any(stopped()):
+                trainer.save(checkpoint.folder_of(folder, counters.step))
+                raise Interrupted(f"training stopped at step {counters.step}")
+        if held_out is not None and counters.step % config.checkpoint_steps:
+            _checkpoint(trainer, folder, held_out, metrics)
+
+
+def _checkpoint(trainer: Trainer, folder: Path, held_out: Corpus | None, metrics: Metrics) -> None:
+    step, loss = trainer.counters.step, None
+    if held_out is not None:
+        loss = trainer.held_out_loss(held_out)
+        metrics.write({"step": step, "held_out_loss": loss})
+    trainer.save(checkpoint.folder_of(folder, step), loss)
+    if trainer.ranks.main:
+        checkpoint.prune(folder, trainer.config.keep)
+
+
+def _save_batch(error: Diverged, trainer: Trainer, folder: Path) -> None:
+    """Leaves the batch and its documents' ids beside the checkpoints; the error names the file."""
+    path = folder / f"diverged_step_{error.step}_rank_{trainer.ranks.rank}.json"
+    documents = sorted({trainer.batches.documents.name(n) for n in error.batch.documents})
+    arrays = ("ids", "labels", "document_ids")
+    micros = [{name: getattr(micro, name).tolist() for name in arrays} for micro in error.batch.micros]
+    write_json(path, {"step": error.step, "documents": documents, "micro_batches": micros})
+    error.args = (f"{error}; the batch and the ids of its {len(documents)} documents are in {path}",)
+
+
+class Speed:
+    """Tokens a second, share of the machine's matrix products, memory."""
+
+    def __init__(self, trainer: Trainer):
+        model = trainer.objective.model
+        self.device, self.ranks = trainer.objective.head.weight.device, trainer.ranks
+        embedding = model.get_input_embeddings().weight
+        tied = embedding is trainer.objective.head.weight
+        # products with weights alone, forward and backward; a head that is the embedding is a product too
+        sizes = [p.numel() for p in model.parameters() if p.ndim > 1 and (tied or p is not embedding)]
+        self.flops = 6 * sum(sizes)
+        dtype = torch.bfloat16 if trainer.autocast else torch.float32
+        # of no interest in a model so small that its products do not fill the machine
+        self.peak = matmul_peak(self.device, dtype) if sum(sizes) > 10**7 else None
+        self.before, self.tokens = trainer.counters.seconds, trainer.counters.tokens
+        self.began, self.rate = time.perf_counter(), 0.0
+
+    def count(self, counters: Counters) -> None:
+        seconds = time.perf_counter() - self.began
+        counters.seconds, self.rate = self.before + seconds, (counters.tokens - self.tokens) / seconds
+
+    def shown(self) -> dict[str, float]:
+        share = {} if self.peak is None else {"mfu": self.rate * self.flops / self.peak / self.ranks.size}
+        return {"tokens/s": self.rate, **share}
+
+    def figures(self) -> dict[str, float]:
+        cuda = self.device.type == "cuda"
+        used = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {name.replace("/s", "_per_second"): value for name, value in self.shown().items()} | {
+            "memory_gb": used / 1e9
+        }
+
+
+@contextlib.contextmanager
+def terminated() -> Iterator[Any]:
+    """Yields a function that tells whether SIGTERM came (in the main thread, where signals can be handled)."""
+    flag: list[int] = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: flag.append(1))
+    except ValueError:
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(flag)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def learning_rate(config: Train, step: int, progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then cosine to 0, constant, or warm-up-stable-decay."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if config.schedule == "wsd":
+        return warm * min(1.0, max(0.0, 1 - progress) / config.decay_share) if config.decay_share else warm
+    return warm

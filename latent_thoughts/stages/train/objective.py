@@ -1,0 +1,131 @@
+"""The training loss: next-token loss of documents that do not see each other, in blocks over the vocabulary.
+
+Axis suffixes: N positions that carry loss, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latent_thoughts import attention
+from latent_thoughts.attention import Extend
+from latent_thoughts.data import format
+from latent_thoughts.data.packing import positions
+from latent_thoughts.types import PackedRow
+
+
+class Objective(nn.Module):
+    """A causal LM with its loss. `logits` is how many may be held at a time (positions x vocabulary)."""
+
+    def __init__(self, model: Any, logits: int):
+        super().__init__()
+        self.model = model
+        self.branching = attention.install(model)  # the model lets its attention be replaced by ours
+        self.block = max(1, logits // self.head.weight.shape[0])
+        self.plain_head = self._has_plain_head()
+
+    @property
+    def head(self) -> Any:
+        return self.model.get_output_embeddings()
+
+    @torch.no_grad()
+    def _has_plain_head(self) -> bool:
+        """Whether the logits are the head's, and not scaled or capped after it (Gemma 2, Cohere, Granite)."""
+        ids = np.arange(4) % self.head.weight.shape[0]
+        packed = PackedRow(ids, ids, np.zeros(4, int), ids)
+        device, training = self.head.weight.device, self.model.training
+        self.model.eval()
+        hidden = self._hidden(self.model.base_model, packed).last_hidden_state.flatten(0, 1)[:4]
+        logits = self._hidden(self.model, packed).logits.flatten(0, 1)[:4]
+        self.model.train(training)
+        return torch.equal(self.head(hidden.to(device)), logits)
+
+    def forward(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(sum of the losses, differentiable; the losses (N,); their `format.Part` (N,)), in nats."""
+        labels = torch.from_numpy(packed.labels)
+        carries = (labels != format.IGNORE).nonzero()[:, 0]
+        targets, parts = labels[carries].to(self.head.weight.device), torch.from_numpy(packed.parts)[carries]
+        wanted, place = carries - 1, torch.from_numpy(positions(packed))
+        documents = torch.from_numpy(packed.document_ids)
+        if self.plain_head:
+            hidden = self._hidden(self.model.base_model, packed).last_hidden_state
+            hidden_ND = self._at(hidden, documents, place, wanted)
+            total, losses = losses_by_blocks(hidden_ND, self.head.weight, self.head.bias, targets, self.block)
+        else:
+            logits_NV = self._at(self._hidden(self.model, packed).logits, documents, place, wanted)
+            losses = torch.nn.functional.cross_entropy(logits_NV.float(), targets, reduction="none")
+            total = losses.sum()
+        return total, losses.detach(), parts
+
+    def _at(self, values: torch.Tensor, documents: torch.Tensor, place: torch.Tensor, wanted: torch.Tensor) -> Any:
+        if self.branching:
+            return values[0].index_select(0, wanted.to(values.device))
+        return values[documents[wanted].to(values.device), place[wanted].to(values.device)]
+
+    def _hidden(self, module: Any, packed: PackedRow) -> Any:
+        """What a module of the model returns for a row, in which no document sees another.
+
+        Where attention can be replaced, the row goes in as it is. Else a document takes a row of its own,
+        with padding behind it, which nothing before it sees, whatever the layers are.
+        """
+        device, place = self.head.weight.device, positions(packed)
+        sizes = np.diff(np.flatnonzero(place == 0), append=len(place)).tolist()
+        ids = torch.from_numpy(packed.ids).to(device)
+        if not self.branching:
+            padded = nn.utils.rnn.pad_sequence(list(ids.split(sizes)), batch_first=True)
+            return module(input_ids=padded, use_cache=False)
+        branches = Extend([()] * len(sizes), sizes, [False] * len(sizes), device)
+        place = torch.from_numpy(place).to(device)[None]
+        return module(input_ids=ids[None], position_ids=place, use_cache=False, branches=branches)
+
+
+def losses_by_blocks(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of a linear head: (sum, differentiable; losses (N,), not differentiable).
+
+    No more than `block` rows of logits exist at a time. The gradient is taken on the way, while a block's
+    logits are there (as in Liger's fused linear cross-entropy, Hsu et al. 2024), so that none is computed twice.
+    """
+    return _Losses.apply(hidden_ND, weight_VD, bias_V, targets_N, block, torch.is_grad_enabled())  # pyright: ignore
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any, block: int, gradient: bool) -> Any:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        matrix, losses = weight.to(dtype), torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        grads: list[Any] = [
+            x if x is None else torch.zeros_like(x, dtype=torch.float32) for x in (hidden, weight, bias)
+        ]
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), block):
+                part = slice(start, start + block)
+                rows, goal = hidden[part].to(dtype), targets[part, None]
+                logits = (rows @ matrix.T).float()
+                if bias is not None:
+                    logits += bias
+                total = logits.logsumexp(1, keepdim=True)
+                losses[part] = (total - logits.gather(1, goal))[:, 0]
+                if gradient:
+                    slope = logits.sub_(total).exp_()
+                    slope.scatter_add_(1, goal, torch.full_like(total, -1))
+                    if bias is not None:
+                        grads[2] += slope.sum(0)
+                    slope = slope.to(dtype)
+                    grads[0][part] = slope @ matrix
+                    grads[1] += slope.T @ rows
+        ctx.mark_non_differentiable(losses)
+        inputs = (hidden, weight, bias)
+        ctx.grads = [None if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, total: torch.Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads, ctx.grads = ctx.grads, None
+        return *(g if g is None else g.mul_(total) for g in grads), None, None, None

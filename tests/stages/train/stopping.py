@@ -1,0 +1,28 @@
+"""python stopping.py STEP ARGUMENTS: runs `latent-thoughts ARGUMENTS`, sent SIGTERM at a step. Also under torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from latent_thoughts import cli
+from latent_thoughts.stages.train.loop import Trainer
+
+
+def stop_at(step: int) -> None:
+    original = Trainer.step
+
+    def step_and_stop(self: Trainer, batch: Any, rate: float) -> Any:
+        figures = original(self, batch, rate)
+        if self.counters.step == step and self.ranks.main:  # a signal to one of the processes is enough
+            os.kill(os.getpid(), signal.SIGTERM)
+        return figures
+
+    Trainer.step = step_and_stop
+
+
+if __name__ == "__main__":
+    stop_at(int(sys.argv.pop(1)))
+    cli.main()

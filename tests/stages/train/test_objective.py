@@ -1,0 +1,146 @@
+"""The training loss against transformers' own: values, gradients, blocks, every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Train
+from latent_thoughts.data import format
+from latent_thoughts.data.corpus import Corpus
+from latent_thoughts.data.packing import Batches
+from latent_thoughts.optim import optimizers
+from latent_thoughts.parallel import Ranks
+from latent_thoughts.stages.train import loader
+from latent_thoughts.stages.train.loop import Trainer
+from latent_thoughts.stages.train.objective import Objective, losses_by_blocks
+from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument
+from tests.conftest import CONTROLS, VOCABULARY, tiny
+
+FAMILIES = ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss"]
+MANY = 2**20
+
+
+def corpus() -> Corpus:
+    rng = np.random.default_rng(0)
+    sizes = [(5, 3), (9, 4), (1, None), (4, 0), (12, 2), (3, 3), (7, None), (2, 1), (20, 9)]
+    documents = []
+    for n, (text, thought) in enumerate(sizes):
+        x = tuple(rng.integers(0, 17, text).tolist())
+        z = () if thought is None else (tuple(rng.integers(0, 17, thought).tolist()),)
+        documents.append(ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", x),), (z,), (True,), "test"))
+    return Corpus.of(documents)
+
+
+CONFIG = Train(sequence_length=48, rows=2, layout="posterior", clip=1e9)
+
+
+def batch(config: Train = CONFIG) -> loader.Batch:
+    return next(loader.load(Batches(corpus(), CONTROLS, config, 0), Ranks()))
+
+
+def alone(model: Any, row: PackedRow) -> torch.Tensor:
+    """The losses of a row's documents, one forward pass of the model's own attention each."""
+    losses = []
+    for number in range(row.document_ids.max() + 1):
+        ids, labels = row.ids[row.document_ids == number], row.labels[row.document_ids == number]
+        keep = np.flatnonzero(labels != format.IGNORE)
+        logprobs = torch.log_softmax(model(torch.from_numpy(ids)[None], use_cache=False).logits[0], -1)
+        losses.append(-logprobs[keep - 1, ids[keep]])
+    return torch.cat(losses)
+
+
+@pytest.mark.parametrize("logits", [3 * VOCABULARY, MANY], ids=["blocks of 3", "one block"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_batch_has_the_losses_and_gradients_of_its_documents_alone(kind: str, logits: int) -> None:
+    """Every family's own attention, a document at a time, against one row without padding; and row by row."""
+    reference, given_batch = tiny(kind), batch()
+    (micro,) = given_batch.micros
+    expected = alone(reference, micro)
+    expected.mean().backward()
+    for branching in (True, False):
+        model = tiny(kind)
+        objective = Objective(model, logits)
+        assert objective.branching and objective.plain_head == (kind != "gemma2")
+        if not branching:
+            model.set_attn_implementation("eager")
+            objective.branching = False
+        _, losses, _ = objective(micro)
+        assert torch.allclose(losses, expected, atol=1e-5)
+        t = Trainer(objective, [], Batches(corpus(), CONTROLS, CONFIG, 0), CONFIG, 0)
+        assert t.step(given_batch, 0.0)["loss"] == pytest.approx(float(expected.mean()), abs=1e-5)
+        for (name, found), same in zip(model.named_parameters(), reference.parameters(), strict=True):
+            assert torch.allclose(found.grad, same.grad, atol=1e-5), (branching, name)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 7), st.booleans(), st.integers(0, 3))
+def test_losses_by_blocks_are_those_of_the_whole(n: int, v: int, block: int, bias: bool, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(n, 5, generator=g, dtype=torch.float64), torch.randn(v, 5, generator=g).double()
+    offset = torch.randn(v, generator=g).double() if bias else None
+    targets = torch.randint(v, (n,), generator=g)
+    found = [x.clone().float().requires_grad_() if x is not None else None for x in (hidden, weight, offset)]
+    plain = [x.clone().requires_grad_() if x is not None else None for x in (hidden, weight, offset)]
+    total, losses = losses_by_blocks(*found, targets, block)
+    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*plain), targets, reduction="none")
+    assert torch.allclose(losses.double(), expected, atol=1e-4)
+    (total * 0.5).backward()
+    (expected.sum() * 0.5).backward()
+    for a, b in zip(found, plain, strict=True):
+        assert a is None or torch.allclose(a.grad.double(), b.grad, atol=1e-4)
+
+
+def test_no_gradient_no_work_for_one() -> None:
+    objective = Objective(tiny("llama"), MANY)
+    with torch.no_grad():
+        total, losses, parts = objective(batch().micros[0])
+    assert not total.requires_grad and len(losses) == len(parts)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole() -> None:
+    found = []
+    for micro in (None, 1, 3):
+        config = CONFIG.model_copy(update={"micro_rows": micro, "rows": 4})
+        t = Trainer(Objective(tiny("llama"), MANY), [], Batches(corpus(), CONTROLS, config, 0), config, 0)
+        losses = t.step(batch(config), 0.0)
+        found.append((losses["loss"], losses["norm"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_checkpointed_activations_give_the_same_gradient(kind: str) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        model = tiny(kind).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        Objective(model, MANY)(batch().micros[0])[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_dropout_is_active_in_training_alone() -> None:
+    model = tiny("llama").train()
+    models.add_dropout(model, 0.5)
+    objective, micro = Objective(model, MANY), batch().micros[0]
+    assert model.training  # the probe of the head leaves it so
+    assert not torch.equal(objective(micro)[1], objective(micro)[1])
+    model.eval()
+    assert torch.equal(objective(micro)[1], objective(micro)[1])
+
+
+def test_muon_takes_hidden_matrices_alone() -> None:
+    model = tiny("llama")
+    adamw, muon = optimizers(model, Train(optimizer="muon"))
+    shapes = [p.shape for group in muon.param_groups for p in group["params"]]
+    assert len(shapes) == 14
+    assert all(len(s) == 2 and VOCABULARY not in s for s in shapes)
+    assert sum(len(g["params"]) for g in adamw.param_groups) == 7  # two embeddings, five norms

@@ -1,0 +1,351 @@
+"""The M-step: budgets, resumption to the bit, checkpoints, and what stops a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from latent_thoughts.config import Train, resolve
+from latent_thoughts.data.corpus import Corpus, Source
+from latent_thoughts.data.records import DOCUMENTS
+from latent_thoughts.em import Run
+from latent_thoughts.parallel import Ranks
+from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
+from latent_thoughts.stages.train.loop import Trainer, learning_rate
+from latent_thoughts.store import Stage
+from latent_thoughts.types import Interrupted, UserError
+
+
+@pytest.fixture
+def run(tmp_path: Path, small: dict[str, Any]) -> Run:
+    run = Run(resolve(small), tmp_path)
+    run.prepare()
+    run.synthesize()
+    return run
+
+
+def sources(run: Run) -> list[Source]:
+    return [Source(run.warm_start / "synthesize", "warm_start")]
+
+
+def trainer(run: Run, **settings: Any) -> Trainer:
+    config = run.recipe.train.model_copy(update=settings)
+    corpus.write(sources(run), run.folder / "documents.arrow")
+    return set_up(config, run.recipe.model, run.base, run.folder, 0, Ranks())
+
+
+def next_batch(t: Trainer) -> loader.Batch:
+    return next(loader.load(t.batches, Ranks()))
+
+
+def train(run: Run, folder: Path, **settings: Any) -> Any:
+    config = Train.model_validate({**run.recipe.train.model_dump(exclude_unset=True), **settings})
+    return run._train(config, sources(run), folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "train" / "model" / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (folder / "train" / "metrics.jsonl").read_text().splitlines())
+    clock = ("seconds", "tokens_per_second", "mfu", "memory_gb")
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+
+
+def killed_at(run: Run, folder: Path, *steps: int, **settings: Any) -> None:
+    """Ends training with an error at these steps, one after the other."""
+
+    class Killed(Exception):
+        pass
+
+    original = Trainer.step
+    for step in steps:
+
+        def step_or_die(self: Trainer, batch: Any, rate: float, step: int = step) -> Any:
+            if self.counters.step == step:
+                raise Killed
+            return original(self, batch, rate)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "step", step_or_die)
+            with pytest.raises(Killed):
+                train(run, folder, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"micro_rows": 3}, {"ema": 0.9}, {"held_out": 5, "export": "best"}, {"optimizer": "adamw", "keep": 2}],
+    ids=lambda settings: ",".join(settings) or "plain",
+)
+def test_resumed_training_equals_uninterrupted_training(run: Run, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Interrupted right after a checkpoint and in between: same weights to the bit, same loss curve."""
+    train(run, tmp_path / "whole", **settings)
+    killed_at(run, tmp_path / "parts", 10, 17, **settings)
+    train(run, tmp_path / "parts", **settings)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+    assert len([line for line in curve(tmp_path / "whole") if "loss" in line]) == 6
+
+
+def test_the_number_of_workers_changes_nothing_also_on_resume(run: Run, tmp_path: Path) -> None:
+    train(run, tmp_path / "whole")
+    killed_at(run, tmp_path / "parts", 13, workers=2)
+    killed_at(run, tmp_path / "parts", 24, workers=1)
+    train(run, tmp_path / "parts", workers=3)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+@pytest.fixture
+def command(run: Run, small: dict[str, Any]) -> tuple[list[str], Path]:
+    """A warm start as a process of its own, in the run's folder; and its train stage."""
+    recipe = run.folder / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(small))
+    arguments = ["-m", "latent_thoughts.cli", "train", str(recipe), "--out", str(run.folder)]
+    return [sys.executable, *arguments], run.warm_start / "train"
+
+
+def wait_for_step(folder: Path, process: subprocess.Popen[Any], step: int) -> None:
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if lines and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.01)
+
+
+def test_sigkill_and_sigterm_and_the_same_command_again(
+    run: Run, command: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    """SIGTERM saves, exits 0 and says how to go on; after SIGKILL the last checkpoint is gone on from."""
+    arguments, folder = command
+    settings = ["train.steps=300", "train.log_steps=1", "train.checkpoint_steps=40"]
+    for number, step in ((signal.SIGTERM, 50), (signal.SIGKILL, 130)):
+        process = subprocess.Popen(
+            [*arguments, *settings], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        wait_for_step(folder, process, step)
+        os.kill(process.pid, number)
+        error = process.communicate()[1]
+        if number == signal.SIGTERM:
+            assert process.returncode == 0, error
+            assert "training stopped at step" in error
+            assert "resume with: latent-thoughts train " in error and "train.steps=300" in error
+            assert checkpoint.found(folder)
+    subprocess.run([*arguments, *settings], check=True, capture_output=True)
+    train(run, tmp_path / "whole", steps=300, log_steps=1, checkpoint_steps=40)
+    assert same(run.warm_start, tmp_path / "whole")
+    assert curve(run.warm_start) == curve(tmp_path / "whole")
+
+
+def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
+    """Two processes by torchrun, on one machine or on two; what they wrote to standard error."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        str(nodes),
+        "--nproc-per-node",
+        str(2 // nodes),
+    ]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", *script, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        for _ in range(nodes)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert all(process.returncode == 0 for process in started), errors[0][-3000:]
+    return "".join(errors)
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["full", "hybrid over two machines"])
+def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any], nodes: int) -> None:
+    """torchrun, gloo, FSDP2: the same losses over 50 steps."""
+    small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "steps": 50, "log_steps": 1, "checkpoint_steps": 20}
+    small["train"] |= {"micro_rows": 1, "lr": 0.003, "shard": "hybrid" if nodes == 2 else "full"}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(small))
+    processes(nodes, ["-m", "latent_thoughts.cli"], ["train", str(recipe), "--out", str(tmp_path)])
+    run._train(resolve(small).train, sources(run), tmp_path / "one")
+    ours, theirs = curve(tmp_path / "one"), curve(run.warm_start)
+    assert len(ours) == len(theirs) == 50
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["norm"] == pytest.approx(b["norm"], rel=1e-3)
+        assert (a["tokens"], a["epoch"], a["fill"]) == (b["tokens"], b["epoch"], pytest.approx(b["fill"]))
+    one, other = weights(tmp_path / "one"), weights(run.warm_start)
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+
+def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_two(
+    run: Run, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    """Two stop at step 12, one goes on to step 21, two finish; the losses are those of one process undisturbed."""
+    small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "steps": 30, "log_steps": 1, "checkpoint_steps": 10}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(small))
+    run._train(resolve(small).train, sources(run), tmp_path / "whole")
+    script, arguments = str(Path(__file__).with_name("stopping.py")), ["train", str(recipe), "--out", str(tmp_path)]
+    assert "stopped at step 12; resume with" in processes(1, [script, "12"], arguments)
+    assert checkpoint.found(run.warm_start / "train")[-1].name == "checkpoint_000012"
+    done = subprocess.run([sys.executable, script, "21", *arguments], check=True, capture_output=True, text=True)
+    assert "stopped at step 21; resume with" in done.stderr
+    processes(1, [script, "999"], arguments)
+    for a, b in zip(curve(tmp_path / "whole"), curve(run.warm_start), strict=True):
+        assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(run: Run, tmp_path: Path) -> None:
+    settings = {"held_out": 5, "checkpoint_steps": 5, "keep": 2}
+    killed_at(run, tmp_path / "a", 28, **settings)
+    kept = checkpoint.found(tmp_path / "a" / "train")
+    losses = {line["step"]: line["held_out_loss"] for line in curve(tmp_path / "a") if "held_out_loss" in line}
+    assert sorted(losses) == [5, 10, 15, 20, 25]
+    best = min(losses, key=lambda step: losses[step])
+    assert {path.name for path in kept} == {f"checkpoint_{step:06}" for step in {best, 20, 25}}
+
+
+def test_the_best_checkpoint_is_exported(run: Run, tmp_path: Path) -> None:
+    """A rate that ruins the model later on: the best is not the last, and equals a run that ended there."""
+    settings = {"held_out": 5, "checkpoint_steps": 5, "schedule": "constant", "optimizer": "adamw", "lr": 0.02}
+    train(run, tmp_path / "best", export="best", **settings)
+    losses = {line["step"]: line["held_out_loss"] for line in curve(tmp_path / "best") if "held_out_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    train(run, tmp_path / "there", steps=best, **{**settings, "held_out": 0})
+    assert same(tmp_path / "best", tmp_path / "there")
+
+
+def test_averaged_weights_are_exported(run: Run, tmp_path: Path) -> None:
+    train(run, tmp_path / "plain", steps=2, dropout=0.0)
+    train(run, tmp_path / "start", steps=1, dropout=0.0, lr=0.0, muon_lr=0.0, weight_decay=0.0)
+    train(run, tmp_path / "averaged", steps=2, dropout=0.0, ema=0.75)
+    start, plain, averaged = (weights(tmp_path / name) for name in ("start", "plain", "averaged"))
+    name = next(n for n in start if "q_proj" in n)
+    moved = (averaged[name] - start[name]).norm() / (plain[name] - start[name]).norm()
+    assert 0.2 < moved < 0.5  # after two steps of decay 3/4: about 1/4 of the way, and a bit
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("steps", 7), ("tokens", 1500), ("raw_tokens", 800), ("epochs", 2.5)])
+def test_budgets(run: Run, tmp_path: Path, unit: str, amount: float) -> None:
+    config = run.recipe.train.with_budget(unit, amount)
+    counts = run._train(config, sources(run), tmp_path / unit).counts
+    spent = {**counts, "steps": counts["step"], "epochs": counts["epoch"]}[unit]
+    assert amount <= spent < amount + {"steps": 1, "tokens": 256, "raw_tokens": 256, "epochs": 1}[unit]
+    assert 0.5 < counts["fill"] <= 1
+
+
+def test_schedules() -> None:
+    cosine = Train(schedule="cosine", warmup_steps=10, steps=100)
+    assert learning_rate(cosine, 4, 0.04) == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 0.04)))
+    assert learning_rate(cosine, 99, 1.0) == pytest.approx(0)
+    wsd = Train(schedule="wsd", decay_share=0.2, steps=100)
+    assert [learning_rate(wsd, 50, p) for p in (0.5, 0.8, 0.9, 1.0)] == pytest.approx([1, 1, 0.5, 0])
+    assert learning_rate(Train(schedule="constant"), 3, 0.9) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"lr": 1e18, "clip": 1e30}, "(nan|inf)"), ({"lr": 3.0, "spike": 0.5, "schedule": "constant"}, "of late")],
+    ids=["not finite", "spike"],
+)
+def test_divergence_is_named_with_step_and_documents(
+    run: Run, tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=rf"diverged at step \d+: loss .*{reason}.*lower train.lr"):
+        train(run, tmp_path / "bad", **{"optimizer": "adamw", "checkpoint_steps": 1, "keep": 50, **settings})
+    (left,) = (tmp_path / "bad" / "train").glob("diverged_step_*.json")
+    saved = json.loads(left.read_text())
+    known = {f"teacher-{n:05}" for n in range(20)}
+    assert saved["documents"] and set(saved["documents"]) <= known
+    assert sum(len(micro["ids"]) for micro in saved["micro_batches"]) > 0
+    # the weights in the checkpoints are those from before the batch that failed
+    last = checkpoint.found(tmp_path / "bad" / "train")[-1]
+    assert int(last.name.rpartition("_")[2]) == saved["step"]
+
+
+def test_missing_input_is_named(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not complete .* run that stage first"):
+        run._train(run.recipe.train, [Source(tmp_path / "nowhere", "corpus")], tmp_path / "bad")
+
+
+def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "sample", "sample", "k")
+    stage.write("corpus-00000.parquet", [], DOCUMENTS, {})
+    stage.close(["corpus-00000.parquet"], {})
+    empty = [Source(tmp_path / "sample", "corpus")]
+    config = run.recipe.train.with_budget("steps", 2)
+    assert run._train(config, sources(run) + empty, tmp_path / "some").counts["step"] == 2
+    with pytest.raises(UserError, match="the E-step accepted no thought"):
+        run._train(config, empty, tmp_path / "none")
+
+
+def test_a_finished_stage_leaves_model_card_and_counts_alone(run: Run, tmp_path: Path) -> None:
+    train(run, tmp_path / "a", held_out=5)
+    folder = tmp_path / "a" / "train"
+    assert {p.name for p in folder.iterdir()} == {"stage.json", "manifest.json", "metrics.jsonl", "model"}
+    card = (folder / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert yaml.safe_load(card.split("```yaml")[1].split("```")[0])["train"]["steps"] == 30
+
+
+def test_what_changes_no_result_is_not_in_the_key(run: Run, tmp_path: Path) -> None:
+    settings = {"micro_rows": 2, "workers": 1, "keep": 3, "logits": 500, "log_steps": 3, "checkpoint_steps": 7}
+    assert train(run, tmp_path / "a").key == train(run, tmp_path / "b", **settings).key
+    assert train(run, tmp_path / "a").key != train(run, tmp_path / "c", lr=0.002).key
+
+
+def test_tensorboard_gets_what_metrics_get(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(run, tmp_path / "a", tracker="tensorboard")
+    events = EventAccumulator(str(tmp_path / "a" / "train" / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_tracker_that_is_not_installed_is_named(run: Run, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(UserError, match="pip install wandb"):
+            train(run, tmp_path / "a", tracker="wandb")
+
+
+def test_held_out_loss_is_that_of_every_document_once(run: Run) -> None:
+    t = trainer(run, dropout=0.0)
+    held_out = Corpus.of(t.batches.documents[n] for n in range(7))
+    total = count = 0.0
+    for n in range(7):
+        config = t.config.model_copy(update={"layout": "raw", "loss_on": "all", "rows": 1, "sequence_length": 64})
+        alone = type(t.batches)(Corpus.of([held_out[n]]), t.batches.controls, config, 0)
+        piece = alone._next_visit()
+        _, losses, _ = t.objective(alone.lay_out([piece]))
+        total, count = total + float(losses.sum()), count + len(losses)
+    assert t.held_out_loss(held_out) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_interrupted_is_no_user_error() -> None:
+    assert not issubclass(Interrupted, UserError)
