@@ -63,6 +63,12 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
+def peak_memory() -> float:
+    """Of this process, GB. (getrusage's figure would start at the parent's.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
 def row(system: str, metric: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
     median = statistics.median(values)
     return {"system": system, "metric": metric, "unit": unit, "median": median, "min": min(values), "max": max(values)}

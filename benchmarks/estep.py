@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -278,7 +277,7 @@ def measure(name: str, folder: Path, dtype: str, k: int, count: int, sequences: 
         "mean_thought_tokens": figures["draw_tokens"] / figures["draws"],
         "unfinished": 1 - sum(map(len, weights)) / figures["draws"],
         "bound_per_token": sum(bounds) / positions,
-        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_rss_gb": common.peak_memory(),
     }
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -91,7 +90,7 @@ class Clock:
             "tokens_per_second": sum(self.tokens[1:]) / (self.ends[-1] - self.ends[0]),
             "tokens_per_step": float(np.mean(self.tokens)),
             "last_loss": self.losses[-1],
-            "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "peak_rss_gb": common.peak_memory(),
         }
 
 
