@@ -37,7 +37,7 @@ Row = list[Piece]
 class Batches:
     """Packs rows of at most `sequence_length` tokens, `rows` a batch, from `lookahead` pieces that wait.
 
-    A row begins with the piece that has waited longest and takes the largest that fits, until none does.
+    A row takes the piece that has waited longest and fits; for what would be its last piece, the largest that fits.
     State between batches: the position in the stream, and the pieces that wait.
     """
 
@@ -64,7 +64,9 @@ class Batches:
             fits = [n for n, piece in enumerate(self.waiting) if piece.size <= room]
             if not fits:
                 return row
-            piece = self.waiting.pop(max(fits, key=lambda n: self.waiting[n].size) if row else 0)
+            least = min(piece.size for piece in self.waiting)
+            last = row and room - self.waiting[fits[0]].size < least
+            piece = self.waiting.pop(max(fits, key=lambda n: self.waiting[n].size) if last else fits[0])
             row.append(piece)
             room -= piece.size
 
