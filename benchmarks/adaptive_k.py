@@ -1,6 +1,6 @@
 """Whether more draws only where the first ones disagree (adaptive K) beat as many draws everywhere (uniform K).
 
-    python benchmarks/adaptive_k.py RUN/iter_01/sample [--repeats 50] [--json FILE]
+    python benchmarks/adaptive_k.py RUN/iter_01/sample [--repeats 20] [--chunks 1000] [--json FILE]
 
 Reads the log-weights of an E-step's posterior shards (K = 16) and replays both on them. At a budget of B draws a chunk
 in the mean, uniform takes B of a chunk's draws; adaptive takes a pilot of 2 everywhere and spends the rest on the
@@ -33,7 +33,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def mean_bound(log_w: list[np.ndarray], tokens: np.ndarray) -> float:
-    """Nats a token, over chunks some of whose draws finished; with log P(finished) as evaluation has it."""
+    """Nats a token, over chunks some of whose draws finished; the others are left out, which favours few draws."""
     bounds = np.array([weights.bound(w) for w in log_w])
     there = np.isfinite(bounds)
     return float(bounds[there].sum() / tokens[there].sum()) if there.any() else -np.inf
