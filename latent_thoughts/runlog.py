@@ -10,6 +10,7 @@ import math
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,19 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
         tracker = importlib.import_module(kind)
     except ImportError:
         raise UserError(f"train.tracker: {kind} is not installed: pip install {kind}") from None
-    name = "-".join(folder.resolve().parts[-3:])
-    tracker.init(project="latent-thoughts", name=name, resume="allow")
-    return lambda values: tracker.log(values, step=values["step"]), tracker.finish
+    identity = folder / "tracker_run"  # so that a resumed stage goes on with its run, and another gets its own
+    if not identity.exists():
+        name = "-".join([*folder.resolve().parts[-3:], uuid.uuid4().hex[:8]])
+        with atomic(identity) as temporary:
+            temporary.write_text(name, encoding="utf-8")
+    name = identity.read_text(encoding="utf-8")
+    run = {"id": name} if kind == "wandb" else {}  # to trackio the name is the identity
+    tracker.init(project="latent-thoughts", name=name, resume="allow", **run)
+
+    def log(values: dict[str, Any]) -> None:
+        tracker.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])
+
+    return log, tracker.finish
 
 
 class Metrics:

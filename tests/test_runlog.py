@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -95,3 +96,27 @@ def test_without_a_terminal_one_plain_line_a_piece_of_work(
         advance(1)
         advance(1, loss=1.5)
     assert capsys.readouterr().err == "train: 2 steps loss 1.5\n"
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_a_resumed_training_goes_on_with_its_tracker_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = pytest.importorskip(kind)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.chdir(tmp_path)
+    began, init = [], tracker.init
+    monkeypatch.setattr(tracker, "init", lambda **settings: began.append(settings) or init(**settings))
+    for start in (0, 2):
+        with contextlib.closing(Metrics(tmp_path, start, kind)) as metrics:
+            for step in (start + 1, start + 2):
+                metrics.write({"step": step, "loss": 1 / step})
+    assert began[0] == began[1]
+    if kind == "trackio":
+        run = began[0]["name"]
+        logged = tracker.Api().runs("latent-thoughts")
+        assert [r.name for r in logged] == [run]
+    else:
+        assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2  # synced, they are one run: one id
+        assert {f.stem for f in tmp_path.glob("wandb/*/run-*.wandb")} == {f"run-{began[0]['id']}"}
