@@ -201,6 +201,19 @@ def load_tokenizer(folder: Path) -> tuple[Any, Controls]:
     return tokenizer, controls_of(tokenizer)
 
 
+def blocks(model: Any) -> list[Any]:
+    """The layers that a model is a stack of."""
+    kinds = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def compile_blocks(model: Any) -> None:
+    """torch.compile for every block: one graph for all, whatever the length of a row. Attention stays as it is."""
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # else a graph for every layer's number
+    for block in blocks(model):
+        block.compile(dynamic=True)
+
+
 def add_dropout(model: Any, share: float) -> None:
     """Dropout on the embeddings and on what every attention and MLP block adds to the residual stream.
 

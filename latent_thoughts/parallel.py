@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,8 +60,8 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def shard(root: nn.Module, model: Any, ranks: Ranks, how: str, half: bool) -> None:
-    """FSDP2: every block of the model, and what is left of `root`, in shards over the ranks.
+def shard(root: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks, how: str, half: bool) -> None:
+    """FSDP2: every block, and what is left of `root`, in shards over the ranks.
 
     `hybrid` shards within a machine and keeps a copy on each. `half`: gathered and multiplied in bfloat16,
     reduced in float32. Raises UserError where the machines have unequal numbers of ranks.
@@ -77,8 +76,6 @@ def shard(root: nn.Module, model: Any, ranks: Ranks, how: str, half: bool) -> No
         sizes, names = (ranks.size // ranks.local, ranks.local), ("replicate", "shard")
     mesh = init_device_mesh(next(root.parameters()).device.type, sizes, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
-    kinds = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in kinds:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(root, mesh=mesh, mp_policy=policy)

@@ -115,8 +115,10 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     objective, half = Objective(model, config.logits), model_config.dtype == "bfloat16"
+    if config.compile:
+        models.compile_blocks(model)
     if ranks.size > 1:
-        parallel.shard(objective, model, ranks, config.shard, half)
+        parallel.shard(objective, models.blocks(model), ranks, config.shard, half)
     batches = Batches(documents, controls, config, seed)
     return Trainer(objective, optimizers(model, config), batches, config, seed, half, ranks)
 

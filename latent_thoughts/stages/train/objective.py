@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latent_thoughts import attention
-from latent_thoughts.attention import Extend
+from latent_thoughts.attention import Documents
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
 from latent_thoughts.types import PackedRow
@@ -78,7 +78,7 @@ class Objective(nn.Module):
         if not self.branching:
             padded = nn.utils.rnn.pad_sequence(list(ids.split(sizes)), batch_first=True)
             return module(input_ids=padded, use_cache=False)
-        branches = Extend([()] * len(sizes), sizes, [False] * len(sizes), device)
+        branches = Documents(sizes, device)
         place = torch.from_numpy(place).to(device)[None]
         return module(input_ids=ids[None], position_ids=place, use_cache=False, branches=branches)
 

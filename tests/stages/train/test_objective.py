@@ -79,6 +79,15 @@ def test_a_batch_has_the_losses_and_gradients_of_its_documents_alone(kind: str, 
             assert torch.allclose(found.grad, same.grad, atol=1e-5), (branching, name)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "gpt_oss"])  # which has no float64
+def test_documents_that_attend_in_squares_have_the_same_losses(kind: str) -> None:
+    """What half precision does on a CPU, in float64, where the two must agree."""
+    (micro,) = batch().micros
+    expected = alone(tiny(kind).double(), micro)
+    _, losses, _ = Objective(tiny(kind).double(), MANY)(micro)
+    assert torch.allclose(losses.double(), expected, atol=1e-5)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 7), st.booleans(), st.integers(0, 3))
 def test_losses_by_blocks_are_those_of_the_whole(n: int, v: int, block: int, bias: bool, seed: int) -> None:
@@ -125,6 +134,21 @@ def test_checkpointed_activations_give_the_same_gradient(kind: str) -> None:
         Objective(model, MANY)(batch().micros[0])[0].backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradient() -> None:
+    gradients = []
+    for compiled in (False, True):
+        model = tiny("llama").train()
+        objective = Objective(model, MANY)
+        if compiled:
+            models.compile_blocks(model)
+        for n in (0, 1):  # rows of different lengths
+            config = CONFIG.model_copy(update={"rows": 1 + n})
+            objective(batch(config).micros[0])[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
 
 
 def test_dropout_is_active_in_training_alone() -> None:

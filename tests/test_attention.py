@@ -1,0 +1,73 @@
+"""Attention of training rows: every path of `Documents` against plain attention, a document at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_thoughts.attention import SQUARE, Documents, Rule
+
+H, J, D = 4, 2, 8
+
+
+def plain(rule: Rule, sizes: list[int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    out = []
+    for a, b, c in zip(*(x.split(sizes, 1) for x in (q, k, v)), strict=True):
+        n = a.shape[1]
+        scores = a @ b.repeat_interleave(H // J, 0).mT * rule.scaling
+        if rule.softcap is not None:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        back = torch.arange(n)[:, None] - torch.arange(n)
+        scores = scores.masked_fill((back < 0) | (back >= (rule.window or n)), -torch.inf)
+        if rule.sinks is not None:
+            scores = torch.cat([scores, rule.sinks[:, None, None].expand(H, n, 1)], -1)
+        out.append(scores.softmax(-1)[..., :n] @ c.repeat_interleave(H // J, 0))
+    return torch.cat(out, 1)
+
+
+def inputs(n: int, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> list[torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return [torch.randn(heads, n, D, generator=made).to(device, dtype).requires_grad_() for heads in (H, J, J)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    st.none() | st.integers(1, 9),
+    st.sampled_from([None, 2.0]),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),  # grouped in the first, a square a document in the second
+)
+def test_documents_attend_to_themselves(
+    sizes: list[int], window: int | None, softcap: float | None, sinks: bool, dtype: torch.dtype
+) -> None:
+    logits = torch.linspace(-1, 2, H, dtype=dtype) if sinks else None
+    rule = Rule(0.3, window, softcap, logits)
+    found, expected = inputs(sum(sizes), dtype), inputs(sum(sizes), torch.float64)
+    out = Documents(sizes, torch.device("cpu")).attend(0, *found, rule)
+    reference = plain(Rule(0.3, window, softcap, None if logits is None else logits.double()), sizes, *expected)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (out.double() * weights).sum().backward()
+    (reference * weights).sum().backward()
+    assert torch.allclose(out.double(), reference, atol=1e-5)
+    assert all(torch.allclose(a.grad.double(), b.grad, atol=1e-4) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [[40, 7, 100], [SQUARE + 1, 3]], ids=["squares", "grouped"])
+def test_half_precision_is_within_its_rounding(sizes: list[int]) -> None:
+    q, k, v = inputs(sum(sizes), torch.bfloat16)
+    rule = Rule(D**-0.5, None, None, None)
+    out = Documents(sizes, torch.device("cpu")).attend(0, q, k, v, rule)
+    assert (out.double() - plain(rule, sizes, *(x.double() for x in (q, k, v)))).abs().max() < 0.03
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 5])
+def test_flash_attention_over_rows_on_a_gpu(window: int | None) -> None:
+    sizes, rule = [40, 7, 100], Rule(D**-0.5, window, None, None)
+    found = inputs(sum(sizes), torch.bfloat16, device="cuda")
+    out = Documents(sizes, torch.device("cuda")).attend(0, *found, rule)
+    expected = plain(rule, sizes, *(x.cpu().double() for x in found))
+    assert (out.cpu().double() - expected).abs().max() < 0.03
