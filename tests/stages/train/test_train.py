@@ -201,6 +201,31 @@ def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any]
     assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_two_processes_equal_one_in_half_precision(tmp_path: Path, small: dict[str, Any], compiled: bool) -> None:
+    small["train"] |= {
+        "optimizer": "adamw",
+        "dropout": 0.0,
+        "steps": 20,
+        "log_steps": 1,
+        "checkpoint_activations": True,
+    }
+    small["train"] |= {"compile": compiled}
+    small["model"] |= {"dtype": "bfloat16"}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(small))
+    for out in ("one", "two"):
+        made = Run(resolve(small), tmp_path / out)
+        made.prepare()
+        made.synthesize()
+    Run(resolve(small), tmp_path / "one").train_warm_start()
+    processes(1, ["-m", "latent_thoughts.cli"], ["train", str(recipe), "--out", str(tmp_path / "two")])
+    one, two = (curve(Run(resolve(small), tmp_path / out).warm_start) for out in ("one", "two"))
+    assert len(one) == len(two) == 20 and one[-1]["loss"] < one[0]["loss"] - 0.3
+    assert all(a["loss"] == pytest.approx(b["loss"], abs=0.03) for a, b in zip(one, two, strict=True))
+
+
 def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_two(
     run: Run, tmp_path: Path, small: dict[str, Any]
 ) -> None:
