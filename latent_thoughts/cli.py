@@ -148,6 +148,23 @@ def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limi
 
 
 @app.command
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    json: Annotated[Path | None, Parameter(help="Write the plan to this file too.")] = None,
+) -> None:
+    """What a run of a recipe will cost: tokens, FLOPs, hours, money and disk of every stage, before it starts."""
+    from latent_thoughts.config import load_recipe
+    from latent_thoughts.model import set_up_torch
+    from latent_thoughts.scale.estimate import estimate, show
+
+    loaded = load_recipe(recipe, overrides)
+    set_up_torch(loaded.threads)
+    show(estimate(loaded), json)
+
+
+@app.command
 def report(run: Annotated[Path, Parameter(help="A run folder with results.json.")]) -> None:
     """Table, plots and one HTML page of a finished run."""
     from latent_thoughts.stages.report import report as write

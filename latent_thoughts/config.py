@@ -261,6 +261,20 @@ class EM(Section):
     samples: list[Positive] = []  # further EM runs with these K, in both presets
 
 
+class Plan(Section):
+    """What `latent-thoughts plan` is told, and what it assumes where it cannot know."""
+
+    device: Literal["auto", "h200", "h100", "a100", "l40s", "rtx4090"] = "auto"  # auto: this machine, measured
+    devices: Positive = 1
+    price: Annotated[float, Field(ge=0)] | None = None  # of a device and hour; default: an assumption
+    currency: str = "USD"
+    documents: Positive | None = None  # of a corpus that cannot be counted here
+    tokens: Positive | None = None  # its raw tokens; with both, the corpus is not read
+    chunk_tokens: Positive = 180  # of such a corpus: eight sentences
+    thought_ratio: Annotated[float, Field(gt=0)] = 2.3  # thought tokens a raw token, where none are known (the paper's)
+    model: dict[str, Any] | None = None  # the shape of a base model that is not at hand, as in model.base
+
+
 class Recipe(Section):
     seed: Seed = 0
     threads: Positive | None = None  # of one process; default: torch's own choice
@@ -273,6 +287,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     em: EM = EM()
+    plan: Plan = Plan()
 
     @model_validator(mode="before")
     @classmethod

@@ -68,7 +68,7 @@ def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[A
     model from a config starts at its own random initialisation, drawn from `seed`. Raises
     UserError for a model that cannot be loaded or has no tokenizer.
     """
-    tokenizer = _load_tokenizer(config, source, world_seed)
+    tokenizer = base_tokenizer(config, source, world_seed)
     before = len(tokenizer)
     controls = add_control_tokens(tokenizer)
     torch.manual_seed(seed)
@@ -103,6 +103,23 @@ def _from_config(config: Model, vocabulary: int) -> Any:
         raise UserError(f"model.base: {' '.join(str(error).split())}") from None
 
 
+def outline(config: Model, vocabulary: int) -> Any:
+    """The base model without its weights, on torch's meta device: what it is made of, in no time and no memory.
+
+    `vocabulary` counts where the base is a config that gives none. Raises UserError for a model that is not at hand.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        if isinstance(config.base, dict):
+            return _from_config(config, config.base.get("vocab_size", vocabulary))
+        try:
+            found = AutoConfig.from_pretrained(**_where(config), trust_remote_code=config.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the config of {config.base}: {_first_line(error)}; set plan.model") from None
+        return AutoModelForCausalLM.from_config(found)
+
+
 def _load_pretrained(config: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -132,7 +149,8 @@ def _plain(model: Any) -> Any:
     return plain
 
 
-def _load_tokenizer(config: Model, source: str, seed: int) -> Any:
+def base_tokenizer(config: Model, source: str, seed: int) -> Any:
+    """The base model's tokenizer, without the four tokens. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
     if config.tokenizer == "world":

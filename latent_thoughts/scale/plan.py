@@ -1,0 +1,228 @@
+"""What a recipe will cost before anything runs: tokens, FLOPs, device-hours, money and disk of every stage.
+
+    latent-thoughts plan recipe.yaml
+
+Work is counted in FLOPs of matrix products with the model's weights (2 a parameter and token, 6 in training) and of
+attention; time is work over the rate that a device reaches at that kind of work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from latent_thoughts.config import Recipe, Sample, Train
+from latent_thoughts.scale.survey import CONTROLS, Split, Survey
+
+FILL = 0.97  # share of a packed row that is used (docs/results.md)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's size where it costs: weights that a token is multiplied with, and attention."""
+
+    body: int  # parameters of the layers
+    head: int
+    embedding: int  # 0 where it is the head
+    attention: int  # layers x heads x head width
+
+    @classmethod
+    def of(cls, model: Any) -> Shape:
+        """Of a causal LM, also of one on torch's meta device."""
+        config, head = model.config.get_text_config(), model.get_output_embeddings().weight
+        embedding = model.get_input_embeddings().weight
+        body = sum(p.numel() for p in model.parameters() if p is not head and p is not embedding)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            body,
+            head.numel(),
+            0 if head is embedding else embedding.numel(),
+            config.num_hidden_layers * config.num_attention_heads * width,
+        )
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.head + self.embedding
+
+    def forward(self, tokens: float, keys: float, logits: bool) -> float:
+        """FLOPs of tokens that each attend to `keys` keys in the mean."""
+        return tokens * (2 * (self.body + self.head * logits) + 4 * self.attention * keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """FLOP/s that a device reaches at each kind of work."""
+
+    name: str
+    train: float
+    encode: float  # prompts, and the scoring of given tokens
+    decode: float  # a token a draw a pass
+    price: float = 0.0  # an hour
+    source: str = ""
+
+    @classmethod
+    def with_shares(
+        cls, name: str, peak: float, train: float, encode: float, decode: float, price: float, source: str
+    ) -> Device:
+        return cls(name, peak * train, peak * encode, peak * decode, price, source)
+
+
+ASSUMED = "assumed: dense bf16 peak of the data sheet, shares {:.0%} train, {:.0%} encode, {:.0%} decode"
+SHARES = (0.40, 0.40, 0.08)
+DEVICES = {
+    name: Device.with_shares(name, peak, *SHARES, price, ASSUMED.format(*SHARES))
+    for name, peak, price in (
+        ("h200", 989e12, 3.8),
+        ("h100", 989e12, 3.0),
+        ("a100", 312e12, 1.8),
+        ("l40s", 362e12, 1.0),
+        ("rtx4090", 165e12, 0.5),
+    )
+}
+CPU_SHARES = (0.50, 0.51, 0.28)  # measured with SmolLM2-135M in bf16 on 2 cores (docs/results.md, Speed)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One stage of a run. Tokens are those that pass through the model."""
+
+    stage: str
+    train_tokens: float = 0.0
+    raw_tokens: float = 0.0  # of the trained ones, those of text
+    encode_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    train_flops: float = 0.0
+    encode_flops: float = 0.0
+    decode_flops: float = 0.0
+    bytes: float = 0.0  # that stay on disk
+
+    @property
+    def tokens(self) -> float:
+        return self.train_tokens + self.encode_tokens + self.decode_tokens
+
+    @property
+    def flops(self) -> float:
+        return self.train_flops + self.encode_flops + self.decode_flops
+
+    def seconds(self, device: Device) -> float:
+        """On one device."""
+        return self.train_flops / device.train + self.encode_flops / device.encode + self.decode_flops / device.decode
+
+
+def works(recipe: Recipe, found: Survey, shape: Shape) -> list[Work]:
+    """Every stage of `latent-thoughts em`, in the order they run."""
+    return list(_Planner(recipe, found, shape).run())
+
+
+@dataclass
+class _Planner:
+    recipe: Recipe
+    found: Survey
+    shape: Shape
+
+    def run(self) -> Iterator[Work]:
+        recipe, splits = self.recipe, self.found.splits
+        raw = sum(s.documents * s.raw_length for s in splits.values())
+        yield Work("prepare", bytes=raw * self.found.bytes_per_token)
+        warm = self._train("iter_00/train", recipe.warm_start_train, [(splits["warm_start"], True, 1.0)])
+        yield from (warm, self._evaluate("iter_00/evaluate"))
+        total = warm.train_tokens
+        for work in self._iterations(recipe.sample, "iter_"):
+            total += work.train_tokens
+            yield work
+        for name in recipe.em.baselines:
+            yield from self._baseline(name, total)
+        for k in recipe.em.samples:
+            yield from self._iterations(recipe.sample.model_copy(update={"k": k}), f"samples/default_{k}/iter_")
+
+    def _iterations(self, sample: Sample, name: str) -> Iterator[Work]:
+        recipe, splits, mix = self.recipe, self.found.splits, self.recipe.em.mix
+        parts = recipe.em.iterations if recipe.em.regime == "continual" else 1
+        corpus = replace(splits["corpus"], documents=splits["corpus"].documents / parts)
+        sources = [(splits["warm_start"], True, mix.warm_start), (corpus, True, mix.thoughts)]
+        sources += [(splits["corpus"], False, mix.raw)] if mix.raw else []
+        for n in range(1, recipe.em.iterations + 1):
+            yield self._sample(f"{name}{n:02}/sample", sample, corpus)
+            yield self._train(f"{name}{n:02}/train", recipe.train, sources)
+            yield self._evaluate(f"{name}{n:02}/evaluate")
+
+    def _sample(self, stage: str, config: Sample, split: Split) -> Work:
+        """E-step: contexts and prompts once a chunk, then K draws, each scored with the text behind it.
+
+        An upper bound: draws of a chunk that are equal are scored once, and this takes them all for different.
+        """
+        context, chunk, thought = (split.mean(name) for name in ("context", "chunk", "thought"))
+        pieces = len(split.pieces) / max(1, split.read)
+        k, prior = config.k, (1 - config.posterior_share)
+        past = (context + chunk) / max(pieces, 1e-9) + CONTROLS  # keys before a draw
+        length = thought / max(pieces, 1e-9)
+        encode = context + chunk + (CONTROLS + 2) * pieces
+        score = k * (thought + chunk + 2 * pieces) + k * prior * (thought + pieces)
+        decode = k * (thought + pieces)
+        shape, documents = self.shape, split.documents
+        scored = shape.forward(score, past + length / 2, True)
+        return Work(
+            stage,
+            encode_tokens=documents * (encode + score),
+            decode_tokens=documents * decode,
+            encode_flops=documents * (shape.forward(encode, past / 2, False) + scored),
+            decode_flops=documents * shape.forward(decode, past + length / 2, True),
+            bytes=documents * (decode + thought + split.raw_length) * self.found.bytes_per_token,
+        )
+
+    def _evaluate(self, stage: str) -> Work:
+        """Bounds with the largest K, and an answer a document where the recipe asks for answers."""
+        config, split = self.recipe.evaluate, self.found.splits["held_out"]
+        split = replace(split, documents=min(config.documents, split.documents))
+        sample = self.recipe.sample.model_copy(
+            update={"k": max(config.bound), "posterior_share": config.bound_posterior_share}
+        )
+        work = self._sample(stage, sample, split)
+        pieces = len(split.pieces) / max(1, split.read)
+        answers = split.documents * (split.mean("thought") / max(pieces, 1e-9) + 2 + split.mean("chunk"))
+        answers *= config.answer is not None
+        flops = self.shape.forward(answers, split.raw_length, True)
+        return replace(
+            work, decode_tokens=work.decode_tokens + answers, decode_flops=work.decode_flops + flops, bytes=0.0
+        )
+
+    def _train(self, stage: str, config: Train, sources: list[tuple[Split, bool, float]]) -> Work:
+        """`sources`: (documents, with their thoughts or raw, visits of a document an epoch)."""
+        visits = sum(split.documents * weight for split, _, weight in sources)
+        raw = sum(split.documents * weight * split.raw_length for split, _, weight in sources)
+        length = {True: Split.length, False: Split.raw_length}
+        tokens = sum(
+            split.documents * weight * length[thoughts and config.layout != "raw"].fget(split)
+            for split, thoughts, weight in sources
+        )
+        unit, amount = config.budget
+        trained = {
+            "steps": amount * config.rows * config.sequence_length * FILL,
+            "tokens": amount,
+            "raw_tokens": amount * tokens / max(raw, 1),
+            "epochs": amount * tokens,
+        }[unit]
+        keys = tokens / max(visits, 1) / 2
+        bytes = self.shape.parameters * {"float32": 4, "bfloat16": 2}[self.recipe.model.dtype]
+        of_text = trained * raw / max(tokens, 1)
+        return Work(stage, trained, of_text, train_flops=3 * self.shape.forward(trained, keys, True), bytes=bytes)
+
+    def _baseline(self, name: str, total: float) -> Iterator[Work]:
+        """`total`: tokens that the whole EM run trains on."""
+        recipe, splits, folder = self.recipe, self.found.splits, f"baselines/{name}"
+        both = [(splits["warm_start"], True, 1.0), (splits["corpus"], True, 1.0)]
+        if name == "em_paper":
+            paper = recipe.sample.model_copy(update={"k": 4, "posterior_share": 1.0})
+            yield from self._iterations(paper, f"{folder}/iter_")
+            return
+        if name == "raw_tokens":  # the raw tokens among them
+            total *= sum(s.documents * s.raw_length for s, _, _ in both) / sum(
+                s.documents * s.length for s, _, _ in both
+            )
+        configs = {
+            "warm_start_matched": (recipe.warm_start_train.with_budget("tokens", total), both[:1]),
+            "oracle": (recipe.train, both),
+        }
+        yield self._train(f"{folder}/train", *configs.get(name, (recipe.raw_train.with_budget("tokens", total), both)))
+        yield self._evaluate(f"{folder}/evaluate")

@@ -1,0 +1,164 @@
+"""How large a corpus is, in the units that cost: from at most 1,000 of its documents."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latent_thoughts.config import Recipe
+from latent_thoughts.data import readers, worlds
+from latent_thoughts.data.records import DOCUMENTS, document_row, oracle
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.stages.prepare import SPLITS, chunked, split_of
+from latent_thoughts.types import ThoughtDocument, UserError
+
+MOST = 1000  # documents that are read
+CONTROLS = 4  # control tokens of a form: S P E, or S E S Q E
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of a chunk that gets a thought: of its context, of itself, of the thought."""
+
+    context: int
+    chunk: int
+    thought: int
+
+
+@dataclass(slots=True)
+class Split:
+    """The documents of a split: how many there are, and what was measured on those that were read."""
+
+    documents: float = 0.0
+    read: int = 0
+    raw_tokens: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+
+    def add(self, raw_tokens: int, pieces: list[Piece]) -> None:
+        self.read += 1
+        self.raw_tokens += raw_tokens
+        self.pieces += pieces
+
+    @property
+    def scale(self) -> float:
+        """Documents for each one that was read."""
+        return self.documents / self.read if self.read else 0.0
+
+    def mean(self, name: str) -> float:
+        """Mean of a piece's field, a document."""
+        return sum(getattr(piece, name) for piece in self.pieces) / max(1, self.read)
+
+    @property
+    def raw_length(self) -> float:
+        """Mean tokens of a document without thoughts, with BOS and EOS."""
+        return self.raw_tokens / max(1, self.read) + 2
+
+    @property
+    def length(self) -> float:
+        """Mean tokens of a document with its thoughts."""
+        return self.raw_length + self.mean("thought") + CONTROLS * len(self.pieces) / max(1, self.read)
+
+
+@dataclass(slots=True)
+class Survey:
+    splits: dict[str, Split]
+    bytes_per_token: float  # of a document shard
+    known_thoughts: bool  # measured, and not assumed from plan.thought_ratio
+
+
+def survey(recipe: Recipe, codec: Codec) -> Survey:
+    """Reads, cuts and tokenises the first documents. Raises UserError for a source that holds none."""
+    seed = recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
+    splits = {name: Split() for name in SPLITS}
+    rows, tokens, known = [], 0, False
+    for document in itertools.islice(readers.read(recipe.data, seed, lambda _: None), MOST):
+        prepared = chunked(document, recipe, codec)
+        if not prepared.chunks:
+            continue
+        known |= bool(oracle(prepared))
+        size = sum(len(chunk.ids) for chunk in prepared.chunks)
+        splits[split_of(document, recipe)].add(size, list(_pieces(prepared, recipe, codec)))
+        tokens += size
+        rows.append(document_row(prepared))
+    if not rows:
+        raise UserError(f"data.source {recipe.data.source} holds no documents")
+    _count(recipe, splits, len(rows), seed)
+    some = max(splits.values(), key=lambda split: split.read)
+    for name, split in splits.items():  # one of which no document was read is taken to be like the others
+        if not split.read:
+            splits[name] = replace(some, documents=split.documents)
+    return Survey(splits, _stored(rows) / tokens, known)
+
+
+def assumed(recipe: Recipe) -> Survey:
+    """The corpus that `plan.documents` and `plan.tokens` describe, all of whose documents are alike."""
+    plan = recipe.plan
+    assert plan.documents and plan.tokens
+    raw, size = plan.tokens / plan.documents, plan.chunk_tokens
+    count = max(1, round(raw / size))
+    thought = min(recipe.sample.max_thought_tokens, round(plan.thought_ratio * raw / count))
+    chunk = round(raw / count)
+    before = recipe.sample.context_chunks
+    pieces = [Piece(min(n, before) * chunk, chunk, thought) for n in range(count)]
+    documents = min(plan.documents, recipe.data.limit or plan.documents)
+    splits = {name: Split(documents * share, 1, round(raw), pieces) for name, share in _shares(recipe).items()}
+    return Survey(splits, 6.0, False)
+
+
+def _pieces(document: ThoughtDocument, recipe: Recipe, codec: Codec) -> Iterator[Piece]:
+    known, sizes = oracle(document), [len(chunk.ids) for chunk in document.chunks]
+    for n, target in enumerate(document.target):
+        if not target:
+            continue
+        length = len(codec.encode(known[n])) if n in known else round(recipe.plan.thought_ratio * sizes[n])
+        context = sum(sizes[max(0, n - recipe.sample.context_chunks) : n])
+        yield Piece(context, sizes[n], min(length, recipe.sample.max_thought_tokens))
+
+
+def _shares(recipe: Recipe) -> dict[str, float]:
+    train = 1 - recipe.data.held_out
+    warm = train * recipe.data.warm_start
+    return {"warm_start": warm, "corpus": train - warm, "held_out": recipe.data.held_out}
+
+
+def _count(recipe: Recipe, splits: dict[str, Split], read: int, seed: int) -> None:
+    """Sets how many documents each split holds; exact where all were read."""
+    if recipe.data.source.startswith("world:"):
+        made = worlds.documents(recipe.data.source.removeprefix("world:"), recipe.data.world, seed)
+        for document in itertools.islice(made, recipe.data.limit):
+            splits[document.meta["split"]].documents += 1
+        return
+    total = float(read) if read < MOST else max(read, recipe.plan.documents or _documents(recipe))
+    total = min(total, recipe.data.limit or total)
+    for split in splits.values():
+        split.documents = total * split.read / read
+
+
+def _documents(recipe: Recipe) -> float:
+    """Rows of local files: counted in Parquet, by bytes in JSONL."""
+    found = readers.files(recipe.data)
+    if not found:
+        raise UserError("the corpus is not made of local files, which can be counted: set plan.documents")
+    return sum(map(_rows, found))
+
+
+def _rows(path: Path) -> float:
+    if path.suffix == ".parquet":
+        return pq.read_metadata(path).num_rows
+    if path.suffix not in (".jsonl", ".ndjson"):
+        return 1
+    with path.open("rb") as file:
+        lines = [len(line) for line in itertools.islice(file, MOST)]
+    return path.stat().st_size / float(np.mean(lines)) if lines else 0
+
+
+def _stored(rows: list[dict]) -> int:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=DOCUMENTS), sink, compression="zstd")
+    return sink.getvalue().size

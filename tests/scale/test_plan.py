@@ -1,0 +1,121 @@
+"""Plans against what the stages then count, and against the paper's own figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Plan as Settings
+from latent_thoughts.config import load_recipe, resolve
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.em import Loop, Run
+from latent_thoughts.scale import measure
+from latent_thoughts.scale.estimate import as_dict, estimate, show
+from latent_thoughts.scale.plan import DEVICES, Shape, works
+from latent_thoughts.scale.survey import survey
+from latent_thoughts.types import UserError
+from tests.conftest import tiny
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def run(small: dict[str, Any], tmp_path: Path) -> Run:
+    made = Run(resolve(small), tmp_path)
+    made.prepare()
+    made.synthesize()
+    return made
+
+
+def stages(run: Run) -> dict[str, Any]:
+    tokenizer, _ = models.load_tokenizer(run.base / "model")
+    found = survey(run.recipe, Codec(tokenizer))
+    return {w.stage: w for w in works(run.recipe, found, Shape.of(models.load(run.base / "model", run.recipe.model)))}
+
+
+def test_a_survey_of_all_documents_counts_what_prepare_counts(run: Run) -> None:
+    tokenizer, _ = models.load_tokenizer(run.base / "model")
+    found, counts = survey(run.recipe, Codec(tokenizer)), run.prepare().counts
+    for name, split in found.splits.items():
+        assert split.documents == counts[f"{name}_documents"]
+        assert split.raw_tokens == counts[f"{name}_tokens"]
+
+
+def test_the_tokens_of_training_and_of_the_e_step_are_as_planned(run: Run) -> None:
+    planned = stages(run)
+    trained = run.train_warm_start().counts
+    assert planned["iter_00/train"].train_tokens == pytest.approx(trained["tokens"], rel=0.15)
+    assert planned["iter_00/train"].raw_tokens == pytest.approx(
+        trained["raw_tokens"], rel=0.3
+    )  # BOS and EOS among them
+    sampled = Loop(run, "em", run.recipe.sample, run.folder).sample(1).counts
+    most = sampled["draws"] * (run.recipe.sample.max_thought_tokens + 1)
+    assert 0 < planned["iter_01/sample"].decode_tokens <= most
+    assert sampled["chunks"] == run.prepare().counts["corpus_documents"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+def test_a_shape_counts_every_parameter(kind: str) -> None:
+    model = tiny(kind)
+    assert Shape.of(model).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["paper/warm_start", "paper/bootstrap"])
+def test_plans_of_the_paper_agree_with_it(name: str) -> None:
+    """480 M raw tokens for the warm start, of which 240 M are seen in 0.8 B; 1.92 B for EM, seen twice in 13 B."""
+    plan = as_dict(estimate(load_recipe(RECIPES / f"{name}.yaml")))
+    done: Any = {w["stage"]: w for w in plan["stages"]}  # pyright: ignore
+    raw: Any = plan["raw_tokens"]
+    assert plan["parameters"] == pytest.approx(1.1e9, rel=0.1)
+    assert raw["warm_start"] == pytest.approx(480e6, rel=0.1)
+    assert done["iter_00/train"]["raw_tokens"] == pytest.approx(240e6, rel=0.1)
+    if name == "paper/bootstrap":
+        assert raw["corpus"] == pytest.approx(1.92e9, rel=0.1)
+        assert done["iter_01/train"]["train_tokens"] == 13e9
+        assert done["iter_01/train"]["raw_tokens"] == pytest.approx(3.84e9, rel=0.1)
+        assert done["iter_01/sample"]["decode_tokens"] == pytest.approx(4 * 2.3 * 1.92e9, rel=0.1)
+
+
+def test_the_plan_of_the_castle_measures_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    few = ["em.baselines=[]", "data.world.documents=60", "data.world.teacher_documents=40", "evaluate.documents=20"]
+    plan = estimate(load_recipe(RECIPES / "castle.yaml", few))
+    show(plan, tmp_path / "plan.json")
+    out = capsys.readouterr().out
+    assert "measured now" in out and "longest pole" in out
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["device"]["train"] > 0 and [w["stage"] for w in written["stages"]][:2] == [
+        "prepare",
+        "iter_00/train",
+    ]
+
+
+def test_documents_are_counted_where_they_are_too_many_to_read(tmp_path: Path) -> None:
+    file = tmp_path / "many.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"text": "dee starts in cellar ." + " dee ends in den ." * (n % 3)}) + "\n" for n in range(3000)
+        )
+    )
+    values = {"data": {"source": str(file), "held_out": 0.1, "warm_start": 0.2}, "model": {"base": {}}}
+    found = survey(
+        resolve(values), Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
+    )
+    assert sum(split.documents for split in found.splits.values()) == pytest.approx(3000, rel=0.05)
+    assert found.splits["corpus"].read < 1000
+
+
+def test_what_is_not_at_hand_must_be_told(tmp_path: Path) -> None:
+    told = {"plan": {"documents": 10, "tokens": 100}, "model": {"base": str(tmp_path / "nothing")}}
+    with pytest.raises(UserError, match=r"nothing.*plan\.model"):
+        estimate(resolve(told))
+
+
+def test_every_device_that_may_be_named_is_known() -> None:
+    assert {"auto", *DEVICES} == set(get_args(Settings.model_fields["device"].annotation))
+    recipe = load_recipe(RECIPES / "paper/warm_start.yaml", ["plan.price=7"])
+    plan = estimate(recipe)
+    assert measure.device(recipe, plan.found, plan.shape).price == 7
