@@ -29,8 +29,7 @@ CREATE TABLE IF NOT EXISTS replies (
 );
 CREATE INDEX IF NOT EXISTS unused ON replies (used_by, used);
 CREATE TABLE IF NOT EXISTS failures (
-  key BLOB PRIMARY KEY,
-  stage TEXT NOT NULL,
+  key BLOB PRIMARY KEY,        -- of this run alone: what failed in an earlier one is asked again
   kind TEXT NOT NULL,
   message TEXT NOT NULL
 );
@@ -56,7 +55,7 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
 class Replies:
     def __init__(self, connection: sqlite3.Connection, stage: str):
         self.stage, self._sql = stage, connection.execute
-        self._sql("DELETE FROM failures WHERE stage = ?", (stage,))  # what failed in an earlier run is asked again
+        self._sql("DELETE FROM failures")
         self.notes: MutableMapping[str, str] = _Notes(connection)
 
     def get(self, key: str) -> Answer | None:
@@ -74,8 +73,7 @@ class Replies:
     def put(self, key: str, answer: Answer) -> None:
         """Keeps an answer. A reply that is there already stays as it is."""
         if isinstance(answer, Failure):
-            values = (_raw(key), self.stage, answer.kind, answer.message)
-            self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)", values)
+            self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, answer.message))
             return
         text = zlib.compress(answer.text.encode("utf-8", "surrogatepass"))
         usage = (answer.prompt_tokens, answer.completion_tokens)

@@ -1,6 +1,6 @@
 """An endpoint on loopback that speaks OpenAI's chat completions and Batch API, over real sockets, with real faults.
 
-    python tests/teachers/loopback.py PORT_FILE LATENCY AT_ONCE      (what the throughput benchmark runs)
+python tests/teachers/loopback.py PORT_FILE LATENCY AT_ONCE      (what the throughput benchmark runs)
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ class Loopback:
         model: str | None = None,
         window: int = 10**9,
     ):
-        self.reply, self.share, self.random, self.latency, self.at_once = reply, faults, random.Random(seed), latency, at_once
+        self.reply, self.share, self.random, self.latency, self.at_once = (
+            reply,
+            faults,
+            random.Random(seed),
+            latency,
+            at_once,
+        )
         self.key, self.model, self.window = key, model, window
         self.asked: list[str] = []  # the last message of every request that came
         self.when: list[float] = []
@@ -75,7 +81,7 @@ class Loopback:
                 elif not await self._chat(writer, json.loads(body), headers):
                     break
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             writer.close()
@@ -101,7 +107,9 @@ class Loopback:
         if self.model is not None and body["model"] != self.model:
             return 404, error(f"The model `{body['model']}` does not exist", "model_not_found")
         if len(self.asked[-1]) > self.window:
-            return 400, error(f"This model's maximum context length is {self.window} tokens.", "context_length_exceeded")
+            return 400, error(
+                f"This model's maximum context length is {self.window} tokens.", "context_length_exceeded"
+            )
         return None
 
     async def _faulty(self, writer: asyncio.StreamWriter, body: Body) -> bool:
@@ -160,7 +168,11 @@ _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found"
 
 
 def _answer(
-    writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None
+    writer: asyncio.StreamWriter,
+    status: int,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    length: int | None = None,
 ) -> None:
     fields = {"Content-Type": "application/json", "Content-Length": str(length or len(body)), **(headers or {})}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())

@@ -78,61 +78,87 @@ def test_requests_a_minute_are_held_to(make: Any) -> None:
     """The library's bucket lets a minute's worth through at once, and then one at a time."""
     with Loopback() as server:
         make(server.url, "synthesize.teacher.requests_per_minute=1200", "data.limit=1").synthesize()
-        began = len(server.asked)
+        assert len(server.asked) == 3
         run = make(server.url, "synthesize.teacher.requests_per_minute=40", folder="slow")
-        process = _started(run)
-        while len(server.asked) < began + 40:
-            time.sleep(0.01)
-        time.sleep(2.0)  # at 40 a minute, one in 1.5 seconds
-        asked = len(server.asked) - began
-        _end(process)
+        with Processes(run) as processes:
+            child = processes.start()
+            while len(server.asked) < 43:
+                time.sleep(0.01)
+            time.sleep(2.0)  # at 40 a minute, one in 1.5 seconds
+            asked = len(server.asked) - 3
+            processes.kill(child)
     assert 40 <= asked <= 43
 
 
-def _started(run: Run) -> subprocess.Popen[bytes]:
-    path = run.folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
-    command = [sys.executable, "-m", "latent_thoughts.cli", "synthesize", str(path), "--out", str(run.folder), "--yes"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+class Processes:
+    """`latent-thoughts synthesize` in processes of its own, as often as `start` is called."""
 
+    def __init__(self, run: Run):
+        path = run.folder.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
+        script = str(Path(__file__).with_name("forking.py"))
+        command = [sys.executable, script, "synthesize", str(path), "--out", str(run.folder), "--yes"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    def _line(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def start(self) -> int:
+        """The process id."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def ended(self) -> int:
+        """Waits; the exit status."""
+        return self._line()
+
+    def kill(self, child: int) -> None:
+        os.kill(child, signal.SIGKILL)
+        assert self.ended() == -signal.SIGKILL
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
 
 
 def test_a_faulty_endpoint_and_three_kills_lose_nothing(make: Any, values: dict[str, Any], tmp_path: Path) -> None:
-    """500 chunks; a third of the requests fail in one of six ways; the process is killed three times on the way."""
+    """500 chunks; a quarter of the requests fail in one of six ways; the process is killed three times on the way."""
     concurrency, kills = 32, 3
     rows = [{"text": f"Text {n} is about {n * n}. "} for n in range(500)]
     Path(values["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     values["data"]["shard_documents"] = 100
     values["synthesize"]["failed"] = "raw"
     values["synthesize"]["teacher"] |= {"concurrency": concurrency, "retries": 5, "timeout": 0.5}
-    with Loopback(faults=0.33, latency=0.05, seed=1) as server:
+    with Loopback(faults=0.25, latency=0.05, seed=1) as server:
         run = make(server.url)
-        for kill in range(kills):
-            before, process = len(server.asked), _started(run)
-            while len(server.asked) < before + 120:
-                assert process.poll() is None, f"ended before kill {kill}"
-                time.sleep(0.005)
-            _end(process)
-        process = _started(run)
-        _, said = process.communicate()
-        assert process.returncode == 0, said.decode()
-        asked = len(server.asked)
-        again = _started(run)
-        again.communicate()
-        assert again.returncode == 0 and len(server.asked) == asked
+        with Processes(run) as processes:
+            for _ in range(kills):
+                before, child = len(server.asked), processes.start()
+                while len(server.asked) < before + 120:
+                    time.sleep(0.005)
+                processes.kill(child)
+            processes.start()
+            assert processes.ended() == 0
+            asked = len(server.asked)
+            processes.start()
+            assert processes.ended() == 0 and len(server.asked) == asked  # there is nothing left to ask
     manifest = run.synthesize()
-    failures = [json.loads(line) for line in (run.synthesized("latent_thoughts") / "failures.jsonl").read_text().split("\n") if line]
+    lines = (run.synthesized("latent_thoughts") / "failures.jsonl").read_text().splitlines()
+    failures = [json.loads(line) for line in lines]
     assert set(server.faults) == set(FAULTS)
     assert len(thoughts(run)) == manifest.counts["kept"] == 500 - len(failures)
     assert manifest.counts["failed"] == len(failures) == len({f["doc_id"] for f in failures})
     assert not {(f["doc_id"], f["chunk_index"]) for f in failures} & set(thoughts(run))
     assert all(f["kind"] and f["message"] for f in failures)
     # A kill is a fault too: what was under way is asked again.
-    assert 500 + sum(server.faults.values()) - 500 * 0 >= 0
+    print(f"{asked} asked, {dict(server.faults)}, {len(failures)} failures")
     assert asked <= 500 + sum(server.faults.values()) + kills * concurrency
     assert len(set(server.asked)) == 500
 
@@ -167,7 +193,9 @@ def test_a_chunk_too_long_for_the_teacher_is_named_and_the_others_are_kept(make:
     Path(values["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Loopback(window=400) as server:
         run = make(server.url)
-        with pytest.raises(UserError, match=r"1 of the questions failed \(1 too_long\), first document \w+, chunk 0") as e:
+        with pytest.raises(
+            UserError, match=r"1 of the questions failed \(1 too_long\), first document \w+, chunk 0"
+        ) as e:
             run.synthesize()
         assert "\n" not in str(e.value)
         assert len(server.asked) == 3
