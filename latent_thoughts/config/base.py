@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -66,7 +66,10 @@ def _explain(model: type[Section], error: Any) -> str:
 
 def _section(model: type[Section], path: list[str]) -> type[Section]:
     for name in path:
+        if name.isdigit():  # a place in a list of sections
+            continue
         annotation = model.model_fields[name].annotation
+        annotation = next(iter(get_args(annotation)), annotation)
         assert isinstance(annotation, type) and issubclass(annotation, Section)
         model = annotation
     return model

@@ -54,7 +54,7 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
 
 class Replies:
     def __init__(self, connection: sqlite3.Connection, stage: str):
-        self.stage, self._sql = stage, connection.execute
+        self.stage, self._connection, self._sql = stage, connection, connection.execute
         self._sql("DELETE FROM failures")
         self.notes: MutableMapping[str, str] = _Notes(connection)
 
@@ -93,7 +93,7 @@ class Replies:
                ) WHERE size > ?)""",
             (self.stage, most),
         )
-        self._sql("PRAGMA incremental_vacuum").fetchall()
+        self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a single page
         return found.rowcount
 
 
