@@ -69,7 +69,7 @@ PRICED = ["synthesize.prices={input: 1000, output: 1000}"]  # a token costs 0.00
 
 
 def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(make: Any) -> None:
-    with Loopback(lambda body: completion("so it is " * 10)) as server:
+    with Loopback(lambda body: completion(" ".join(f"step{n}" for n in range(30)))) as server:
         with pytest.raises(
             UserError, match=r"cap of 4 is reached: .* raise synthesize.cap .*replies are kept"
         ) as caught:
