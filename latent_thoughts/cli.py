@@ -27,6 +27,7 @@ Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The run folder.")]
 RecipePath = Annotated[Path, Parameter(help="A YAML recipe (see recipes/).")]
 Overrides = Annotated[list[str] | None, Parameter(help="Settings that replace the recipe's: train.lr=3e-4 ...")]
 Limit = Annotated[int | None, Parameter(help="Read at most so many documents (data.limit).")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", help="Ask the teacher without a question before.")]
 Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]
 
 
@@ -83,13 +84,28 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit:
 
 
 @app.command
-def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out) -> None:
-    """Get the warm start's thoughts (method oracle: those that come with the data)."""
+def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes: Yes = False) -> None:
+    """Get the warm start's thoughts, or paraphrases: those that come with the data, or a teacher's.
+
+    Before a teacher behind an endpoint is asked, you are shown what it will take and cost.
+    """
+    from dataclasses import replace
+
+    from latent_thoughts.approve import approval
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
-        run = _run(recipe, out, overrides)
-        _tell(run.warm_start / "synthesize", run.synthesize().counts)
+        run = replace(_run(recipe, out, overrides), approve=approval(yes))
+        _tell(run.synthesized(run.recipe.synthesize.method), run.synthesize().counts)
+
+
+@app.command
+def prompts(folder: Annotated[Path, Parameter(help="Where they go; files that are there stay.")]) -> None:
+    """Copy the built-in prompts, to change them and name them in synthesize.prompts."""
+    from latent_thoughts.teachers.prompts import copy_to
+
+    for path in copy_to(folder):
+        print(path)
 
 
 @app.command
@@ -135,15 +151,16 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, *, out: Out, itera
 
 
 @app.command
-def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None) -> None:
+def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None, yes: Yes = False) -> None:
     """All stages in turn: warm start, EM iterations, baselines, report."""
     from latent_thoughts import em as chain
+    from latent_thoughts.approve import approval
     from latent_thoughts.stages.report import report as write
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides, limit)
-        chain.em(run.recipe, out)
+        chain.em(run.recipe, out, approval(yes))
         write(out)
 
 
@@ -170,6 +187,28 @@ def report(run: Annotated[Path, Parameter(help="A run folder with results.json."
     from latent_thoughts.stages.report import report as write
 
     write(run)
+
+
+@app.command
+def export(
+    run: Annotated[Path, Parameter(help="A run folder.")],
+    target: Annotated[str, Parameter(help="A file, a folder, or a name on the hub.")],
+    *,
+    format: Annotated[str, Parameter(help="jsonl, parquet, dataset (load_from_disk) or hub (push_to_hub).")] = "jsonl",
+    iteration: Iteration = 0,
+    stage: Annotated[
+        Path | None, Parameter(help="Another stage folder, such as RUN/baselines/wrap_cot/synthesize.")
+    ] = None,
+    license: Annotated[str, Parameter(help="Of the texts, for the dataset card.")] = "unknown",
+    public: Annotated[bool, Parameter(negative="", help="On the hub, for everyone to see.")] = False,
+) -> None:
+    """Write documents with their thoughts as text, for other software."""
+    from latent_thoughts.export import export as write
+
+    name = "synthesize" if iteration == 0 else "sample"
+    folder = stage or run / f"iter_{iteration:02}" / name
+    count = write(folder, run / "base", run / "recipe.yaml", target, format, license, not public)
+    print(f"{count:,} documents in {target}")
 
 
 @app.command

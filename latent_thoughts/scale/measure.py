@@ -25,7 +25,7 @@ def device(recipe: Recipe, found: Survey, shape: Shape) -> Device:
     name, price = recipe.plan.device, recipe.plan.price
     if name != "auto":
         given = DEVICES[name]
-    elif found.known_thoughts and shape.parameters < SMALL:
+    elif found.known_thoughts and recipe.synthesize.method == "oracle" and shape.parameters < SMALL:
         given = run(recipe)
     else:
         given = _by_peak(recipe)

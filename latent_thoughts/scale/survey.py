@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latent_thoughts.config import Recipe
-from latent_thoughts.data import readers, worlds
+from latent_thoughts.data import chunking, readers, worlds
 from latent_thoughts.data.records import DOCUMENTS, document_row, oracle
 from latent_thoughts.data.tokenizer import Codec
-from latent_thoughts.stages.prepare import SPLITS, chunked, split_of
+from latent_thoughts.stages.prepare import SPLITS, split_of
 from latent_thoughts.types import ThoughtDocument, UserError
 
 MOST = 1000  # documents that are read
@@ -78,7 +78,7 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
     splits = {name: Split() for name in SPLITS}
     rows, tokens, known = [], 0, False
     for document in itertools.islice(readers.read(recipe.data, seed, lambda _: None), MOST):
-        prepared = chunked(document, recipe, codec)
+        prepared = chunking.chunked(document, recipe.chunking, codec)
         if not prepared.chunks:
             continue
         known |= bool(oracle(prepared))

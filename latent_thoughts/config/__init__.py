@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from latent_thoughts.config.base import Dumper as Dumper
+from latent_thoughts.config.base import Loader, Pattern, Positive, Section, Seed, Share, Weight, parse
+from latent_thoughts.config.synthesize import Contamination, Synthesize
 from latent_thoughts.types import UserError
-
-T = TypeVar("T", bound="Section")
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Loader(yaml.SafeLoader):
-    """Reads 1e-5 as a number, where YAML 1.1 asks for 1.0e-5 and takes all else for text."""
-
-
-class Dumper(yaml.SafeDumper):
-    """Quotes what Loader would read as a number."""
-
-
-for _kind in (Loader, Dumper):
-    _scientific = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+0123456789"))
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression ({error})") from None
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class World(Section):
@@ -67,6 +34,7 @@ class Data(Section):
 
     source: str = "world:castle"  # world:NAME, a path or glob, hub:NAME[:CONFIG], or disk:FOLDER
     format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    chunks: bool = False  # rows hold `text` and `chunks` of `suffix` and `latent`, as published thoughts do
     split: str = "train"  # of a Hugging Face dataset
     id: str | None = None  # column; default: a hash of the text
     text: str = "{text}"  # template
@@ -82,6 +50,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _thought_has_a_place(self) -> Data:
+        if self.chunks and (self.pieces or self.thought or self.extract):
+            raise ValueError("chunks bring pieces and thoughts of their own: take pieces, thought and extract away")
         if self.thought is not None and not self.pieces:
             raise ValueError("thought stands before the last of data.pieces: set them too")
         return self
@@ -108,12 +78,6 @@ class Model(Section):
     device: str = "auto"
     attention: str = "sdpa"
     trust_remote_code: bool = False
-
-
-class Synthesize(Section):
-    """Thoughts for the warm start. `oracle`: the thoughts that come with the data."""
-
-    method: Literal["oracle"] = "oracle"
 
 
 class Engine(Section):
@@ -249,6 +213,9 @@ class Mix(Section):
     raw: Weight = 0.0  # the corpus without thoughts
 
 
+Baseline = Literal["raw_tokens", "raw_flops", "wrap_baseline", "wrap_cot", "warm_start_matched", "em_paper", "oracle"]
+
+
 class EM(Section):
     """The outer loop (method, section 6)."""
 
@@ -257,7 +224,7 @@ class EM(Section):
     mix: Mix = Mix()
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
-    baselines: list[Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]] = ["raw_tokens"]
+    baselines: list[Baseline] = ["raw_tokens"]
     samples: list[Positive] = []  # further EM runs with these K, in both presets
 
 
@@ -286,6 +253,7 @@ class Recipe(Section):
     sample: Sample = Sample()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    contamination: Contamination = Contamination()
     em: EM = EM()
     plan: Plan = Plan()
 
@@ -300,6 +268,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Recipe:
         _ = self.warm_start_train, self.raw_train  # so that a mistake shows before anything runs
+        if {"wrap_baseline", "wrap_cot"} & set(self.em.baselines) and self.synthesize.teacher.model is None:
+            raise ValueError("em.baselines with paraphrases need a teacher: set synthesize.teacher.model")
         return self
 
     @property
@@ -364,29 +334,3 @@ def _assign(values: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise UserError(f"override {name}: {key} is a value, not a section")
     values[last] = value
-
-
-def parse(model: type[T], values: dict[str, Any], where: str) -> T:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{where}: {'; '.join(_explain(model, e) for e in error.errors())}") from None
-
-
-def _explain(model: type[Section], error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
-    name = ".".join(path)
-    if error["type"] != "extra_forbidden":
-        message = error["msg"].removeprefix("Value error, ")
-        return f"{name}: {message}" if name else message
-    known = list(_section(model, path[:-1]).model_fields)
-    near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.0)
-    return f"unknown key {name} (did you mean {'.'.join([*path[:-1], near[0]])}?)"
-
-
-def _section(model: type[Section], path: list[str]) -> type[Section]:
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section)
-        model = annotation
-    return model
