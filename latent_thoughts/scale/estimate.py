@@ -105,15 +105,25 @@ def _columns(plan: Plan) -> list[str]:
     """Device-hours stand beside the time where there are several devices, money where there is a price."""
     settings = plan.recipe.plan
     several = ["Hours"] if settings.devices > 1 else []
-    priced = [settings.currency] if plan.device.price else []
-    return ["Stage", "Trained", "Encoded", "Drawn", *several, "Time", *priced, "Disk"]
+    priced = [settings.currency] if plan.device.price or any(work.money for work in plan.works) else []
+    return [
+        "Stage",
+        "Trained",
+        "Encoded",
+        "Drawn",
+        *(["Asked", "Replied"] if asks else []),
+        *several,
+        "Time",
+        *priced,
+        "Disk",
+    ]
 
 
 def _row(name: str, parts: list[Work], plan: Plan) -> list[str]:
     hours = sum(map(plan.hours, parts))
     cells = {kind: _count(sum(getattr(w, f"{field}_tokens") for w in parts)) for kind, field in KINDS.items()}
     cells |= {"Stage": name, "Hours": _figures(hours), "Time": _time(hours * 3600 / plan.recipe.plan.devices)}
-    cells |= {plan.recipe.plan.currency: _figures(hours * plan.device.price)}
+    cells |= {plan.recipe.plan.currency: _figures(hours * plan.device.price + sum(w.money for w in parts))}
     stored = sum(w.bytes for w in parts)
     cells |= {"Disk": _count(stored, "G") + "B" if stored else ""}
     return [cells[column] for column in _columns(plan)]
@@ -147,7 +157,14 @@ def _assumptions(plan: Plan) -> list[str]:
     thoughts = "as long as those that come with the data" if found.known_thoughts else (
         f"{recipe.plan.thought_ratio} x the raw tokens, up to {recipe.sample.max_thought_tokens} a thought (assumed)"
     )  # fmt: skip
+    asked = [
+        f"Teacher: {recipe.synthesize.teacher.model} reads {_count(w.asked_tokens)} tokens and writes "
+        f"{_count(w.replied_tokens)} for {_figures(w.money) or 'nothing'} (synthesize.prices)."
+        for w in plan.works
+        if w.asked_tokens
+    ]
     return [
+        *asked,
         f"Documents, {how}: {listed}.",
         f"Model: {_count(plan.shape.parameters)} parameters. Thoughts: {thoughts}; every draw counted as different.",
         f"Rates: {plan.device.source}.",

@@ -14,6 +14,9 @@ from typing import Any
 
 from latent_thoughts.config import Recipe, Sample, Train
 from latent_thoughts.scale.survey import CONTROLS, Split, Survey
+from latent_thoughts.stages.synthesize.asking import REPLY_SHARE, price
+from latent_thoughts.stages.synthesize.questions import CHARACTERS_A_TOKEN
+from latent_thoughts.teachers import prompts
 
 FILL = 0.97  # share of a packed row that is used (docs/results.md)
 
@@ -95,11 +98,10 @@ class Work:
     train_flops: float = 0.0
     encode_flops: float = 0.0
     decode_flops: float = 0.0
+    asked_tokens: float = 0.0  # prompts to a teacher
+    replied_tokens: float = 0.0
+    money: float = 0.0  # for the teacher
     bytes: float = 0.0  # that stay on disk
-
-    @property
-    def tokens(self) -> float:
-        return self.train_tokens + self.encode_tokens + self.decode_tokens
 
     @property
     def flops(self) -> float:
@@ -125,6 +127,8 @@ class _Planner:
         recipe, splits = self.recipe, self.found.splits
         raw = sum(s.documents * s.raw_length for s in splits.values())
         yield Work("prepare", bytes=raw * self.found.bytes_per_token)
+        if recipe.synthesize.method != "oracle":
+            yield self._synthesize(splits["warm_start"])
         warm = self._train("iter_00/train", recipe.warm_start_train, [(splits["warm_start"], True, 1.0)])
         yield from (warm, self._evaluate("iter_00/evaluate"))
         total = warm.train_tokens
@@ -135,6 +139,20 @@ class _Planner:
             yield from self._baseline(name, total)
         for k in recipe.em.samples:
             yield from self._iterations(recipe.sample.model_copy(update={"k": k}), f"samples/default_{k}/iter_")
+
+    def _synthesize(self, split: Split) -> Work:
+        """A teacher's replies: thoughts as long as the survey's, paraphrases in proportion to the text."""
+        config = self.recipe.synthesize
+        asked = prompts.load(config.method, config.prompts)
+        sizes = [sum(len(m.content) for m in p.messages) / CHARACTERS_A_TOKEN for p in asked]
+        prompt, pieces = sum(sizes) / len(sizes), len(split.pieces) / max(1, split.read)
+        if config.method == "latent_thoughts":
+            sent, replied = pieces * prompt + (1 + config.context_chunks) * split.mean("chunk"), split.mean("thought")
+        else:
+            sent, replied = prompt + split.raw_length, split.raw_length * REPLY_SHARE[config.method]
+        sent, replied = sent * split.documents, replied * split.documents
+        money, stored = price(config.prices, int(sent), int(replied)), replied * self.found.bytes_per_token
+        return Work("iter_00/synthesize", asked_tokens=sent, replied_tokens=replied, money=money, bytes=stored)
 
     def _iterations(self, sample: Sample, name: str) -> Iterator[Work]:
         recipe, splits, mix = self.recipe, self.found.splits, self.recipe.em.mix

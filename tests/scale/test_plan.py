@@ -72,6 +72,8 @@ def test_plans_of_the_paper_agree_with_it(name: str) -> None:
     raw: Any = plan["raw_tokens"]
     assert plan["parameters"] == pytest.approx(1.1e9, rel=0.1)
     assert raw["warm_start"] == pytest.approx(480e6, rel=0.1)
+    assert done["iter_00/synthesize"]["replied_tokens"] == pytest.approx(2.3 * 480e6, rel=0.1)
+    assert done["iter_00/synthesize"]["money"] > 100
     assert done["iter_00/train"]["raw_tokens"] == pytest.approx(240e6, rel=0.1)
     if name == "paper/bootstrap":
         assert raw["corpus"] == pytest.approx(1.92e9, rel=0.1)
