@@ -96,7 +96,12 @@ def _alike(works: list[Work]) -> dict[str, list[Work]]:
     """The iterations of a stage under one short name."""
     groups: dict[str, list[Work]] = {}
     for work in works:
-        name = work.stage.removeprefix("baselines/").replace("iter_00", "warm start").replace("evaluate", "eval")
+        name = (
+            work.stage.removeprefix("baselines/")
+            .replace("iter_00", "warm start")
+            .replace("evaluate", "eval")
+            .replace("synthesize", "teacher")
+        )
         groups.setdefault(re.sub(r"iter_\d+", "#", name.replace("/", " ")), []).append(work)
     return {re.sub("^#", "EM #", name).replace("#", f"1-{len(group)}"): group for name, group in groups.items()}
 
@@ -106,17 +111,7 @@ def _columns(plan: Plan) -> list[str]:
     settings = plan.recipe.plan
     several = ["Hours"] if settings.devices > 1 else []
     priced = [settings.currency] if plan.device.price or any(work.money for work in plan.works) else []
-    return [
-        "Stage",
-        "Trained",
-        "Encoded",
-        "Drawn",
-        *(["Asked", "Replied"] if asks else []),
-        *several,
-        "Time",
-        *priced,
-        "Disk",
-    ]
+    return ["Stage", "Trained", "Encoded", "Drawn", *several, "Time", *priced, "Disk"]
 
 
 def _row(name: str, parts: list[Work], plan: Plan) -> list[str]:
