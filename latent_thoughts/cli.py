@@ -186,6 +186,8 @@ def _tell(folder: Path, counts: dict[str, object]) -> None:
 
     table = Table(title=str(folder), show_header=False, title_justify="left")
     for name, value in counts.items():
+        if isinstance(value, list | dict):  # tables of their own: the manifest has them
+            continue
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
 

@@ -140,6 +140,8 @@ def row(
         "accuracy_unknown": e["accuracy_unknown"],
         "bound_per_token": {str(k): e[f"bound_{k}_per_token"] for k in run.recipe.evaluate.bound},
         "nll_per_token": e["nll_per_token"],
+        "nll_raw_per_token": e["nll_raw_per_token"],
+        "bits_per_byte": {name: e[f"{name}_bits_per_byte"] for name in _likelihoods(run)},
         "train_tokens": trained.counts["tokens"],
         "train_steps": trained.counts["step"],
         "thought_correct_sampled": s.get("thought_correct_sampled"),
@@ -156,6 +158,10 @@ def row(
             "evaluate": e["seconds"],
         },
     }
+
+
+def _likelihoods(run: Run) -> list[str]:
+    return ["nll", "nll_raw", *(f"bound_{k}" for k in run.recipe.evaluate.bound)]
 
 
 def em(recipe: Recipe, folder: Path) -> list[Row]:

@@ -131,6 +131,10 @@ class Stage:
         with atomic(self.shard(name)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a shard that this stage wrote."""
+        return pq.read_table(self.shard(name)).to_pylist()
+
     def done(self, name: str) -> dict[str, Any] | None:
         """The counts of a shard that is there already, else None."""
         path = self.shard(name)
