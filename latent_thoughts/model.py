@@ -82,6 +82,11 @@ def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[A
     return model, tokenizer, controls
 
 
+def load_plain(config: Model) -> tuple[Any, Any]:
+    """A pretrained model and its tokenizer as they are, without thought tokens."""
+    return _load_pretrained(config), _load_tokenizer(config, "", 0)
+
+
 def _set_to_mean(model: Any, before: int, after: int) -> None:
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
         with torch.no_grad():
@@ -192,13 +197,25 @@ def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
 
 def load_tokenizer(folder: Path) -> tuple[Any, Controls]:
     """The tokenizer of a folder that `save` wrote. Raises UserError where there is none, or no thought tokens."""
+    tokenizer = plain_tokenizer(folder)
+    return tokenizer, controls_of(tokenizer)
+
+
+def config_of(folder: Path) -> Any:
+    """The configuration of any model's folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+def plain_tokenizer(folder: Path) -> Any:
+    """The tokenizer of any model's folder. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from None
-    return tokenizer, controls_of(tokenizer)
 
 
 def add_dropout(model: Any, share: float) -> None:

@@ -152,6 +152,31 @@ class Stage:
         return manifest
 
 
+class Journal:
+    """Results kept one by one as they come: a JSON line each, by key, in a file that only grows.
+
+    A process that is killed loses the line it was writing, and nothing else.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.known = path, dict[str, Any]()
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what has no end was cut off
+        for line in lines:
+            key, value = json.loads(line)
+            self.known[key] = value
+        with path.open("ab") as file:
+            file.truncate(sum(len(line) + 1 for line in lines))
+
+    def add(self, key: str, value: Any) -> None:
+        self.known[key] = value
+        with self.path.open("ab") as file:
+            file.write(json.dumps([key, value]).encode() + b"\n")
+
+    def remove(self) -> None:
+        """Once what it holds stands in a shard."""
+        self.path.unlink(missing_ok=True)
+
+
 def _read_object(path: Path, *names: str) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict) or any(name not in value for name in names):

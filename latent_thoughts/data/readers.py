@@ -46,6 +46,14 @@ def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: Non
     yield from islice(good(), config.limit)
 
 
+def rows(config: Data) -> Iterator[dict[str, Any]]:
+    """The columns of every row of a source. Raises UserError for a source that is missing or has a malformed row."""
+    for item in _rows(config):
+        if isinstance(item, UserError):
+            raise item
+        yield item[1]
+
+
 def _rows(config: Data) -> Iterator[Row | UserError]:
     scheme, _, rest = config.source.partition(":")
     if scheme in ("hub", "disk"):
