@@ -9,22 +9,23 @@ Every answered question is kept at once: what was killed goes on where it was, a
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Benchmark, Recipe
+from latent_thoughts.data.corpus import Source
 from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.runlog import provenance, track
-from latent_thoughts.stages.evaluate import statistics, tasks
+from latent_thoughts.stages.evaluate import repeated, statistics, tasks
 from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, sha256, stage_key, write_json
 from latent_thoughts.types import Manifest, UserError
 
@@ -34,6 +35,7 @@ SAMPLES = pa.schema(
         ("task", pa.string()),  # the subject's
         ("sample", pa.int32()),
         ("budget", pa.int32()),
+        ("question", pa.string()),  # without the examples before it
         ("prompt", pa.string()),
         ("thought", pa.string()),
         ("thought_tokens", pa.int32()),
@@ -55,15 +57,19 @@ def name_of(benchmark: Benchmark) -> str:
     return f"{benchmark.name}-{benchmark.form}" + ("" if same else f"-{other}")
 
 
-def ask_task(recipe: Recipe, benchmark: Benchmark, model: Path, folder: Path) -> Manifest:
-    """Asks `benchmark` of `model`, a train stage or a Hugging Face folder. Raises UserError for data that is missing
-    or lacks a field, and for a model without thought tokens that is to think."""
+def ask_task(
+    recipe: Recipe, benchmark: Benchmark, model: Path, folder: Path, trained_on: Mapping[str, Source] | None = None
+) -> Manifest:
+    """Asks `benchmark` of `model`, a train stage or a Hugging Face folder. What it was `trained_on`, by name, is
+    searched for the questions. Raises UserError for data that is missing or lacks a field, and for a model without
+    thought tokens that is to think."""
     weights = model / "model" if (model / "model").is_dir() else model
     budgets = benchmark.budgets or [recipe.sample.max_thought_tokens]
     seed = recipe.seed if benchmark.seed is None else benchmark.seed
     engine = recipe.engine.model_dump(include={"kind"})
     settings = [benchmark.model_dump(exclude={"data", "seed"}), budgets, seed, recipe.model.dtype, engine]
-    stage = Stage(folder, "task", stage_key("task", [*settings, _model_key(model), _data_key(benchmark)]))
+    inputs = {name: read_manifest(source.folder) for name, source in (trained_on or {}).items()}
+    stage = Stage(folder, "task", stage_key("task", [*settings, _model_key(model), tasks.files_key(benchmark)], inputs))
     if (manifest := stage.manifest) is not None:
         return manifest
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -89,7 +95,11 @@ def ask_task(recipe: Recipe, benchmark: Benchmark, model: Path, folder: Path) ->
         rows = list(_rows(lm, benchmark, made, advance))
     took = {"seconds": time.perf_counter() - began, "asked": lm.asked}
     stage.write("samples.parquet", rows, SAMPLES, {})
-    counts = {**described(benchmark, seed), "results": figures(benchmark, rows), **took}
+    found = None if trained_on is None else repeated.search(rows, trained_on, models.load_tokenizer(weights)[0])
+    clean = None if found is None else {r["question_id"] for r in rows} - set().union(*found.values())
+    counts = {**described(benchmark, [seed]), "results": figures(benchmark, [rows], clean), **took}
+    if found is not None:
+        counts["contamination"] = repeated.counts(rows, found)
     write_json(folder / "results.json", {"run": provenance(recipe), **counts})
     with atomic(folder / "results.md") as temporary:
         temporary.write_text(markdown([counts]), encoding="utf-8")
@@ -105,15 +115,6 @@ def _model_key(model: Path) -> str:
     if not files:
         raise UserError(f"{model} is not a model folder (no safetensors in it)")
     return fingerprint([(file.name, sha256(file)) for file in files])
-
-
-def _data_key(benchmark: Benchmark) -> list[str]:
-    """Hashes of local files; a hub's data set goes by its name."""
-    if benchmark.data is None:
-        return []
-    path = Path(benchmark.data).expanduser()
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
-    return [f"{file.name} {sha256(file)}" for file in files]
 
 
 def _rows(lm: Any, benchmark: Benchmark, made: dict[str, Any], advance: Any) -> Any:
@@ -161,6 +162,7 @@ def _graded(lm: Any, benchmark: Benchmark, subject: tasks.Subject, task: Any, lo
             "task": subject.name,
             "sample": lm.sample,
             "budget": lm.budget if thought is not None else None,
+            "question": _question(task, record["doc"]),
             "prompt": prompt.replace(tasks.OPEN, " [thought: ").replace(tasks.CLOSE, "]"),
             "thought": None if thought is None else lm.tokenizer.decode(thought),
             "thought_tokens": None if thought is None else len(thought),
@@ -173,6 +175,10 @@ def _graded(lm: Any, benchmark: Benchmark, subject: tasks.Subject, task: Any, lo
         }
 
 
+def _question(task: Any, doc: dict[str, Any]) -> str:
+    return str(task.doc_to_text(doc)).removesuffix(tasks.OPEN)
+
+
 def _extracted(subject: tasks.Subject, record: dict[str, Any]) -> str:
     """The answer in a text, as the grader reads it: for the vote."""
     if subject.metric[0] != "math_verify":
@@ -181,40 +187,63 @@ def _extracted(subject: tasks.Subject, record: dict[str, Any]) -> str:
     return str(found[0]) if found else "[invalid]"
 
 
-def described(benchmark: Benchmark, seed: int) -> dict[str, Any]:
+def described(benchmark: Benchmark, seeds: list[int]) -> dict[str, Any]:
     """What was asked, in results and comparisons."""
     named = {"name", "form", "shots", "fewshot", "samples", "temperature", "top_p", "max_tokens", "limit"}
-    return {**benchmark.model_dump(include=named), "seed": seed, "contamination": None}
+    return {**benchmark.model_dump(include=named), "seeds": seeds, "contamination": None}
 
 
-def figures(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a budget (one in all where nothing is thought): accuracy, vote and pass@k over questions."""
-    found = []
-    for budget in sorted({r["budget"] for r in rows}, key=lambda b: b or 0):
-        part = [r for r in rows if r["budget"] == budget]
-        names, numbers = np.unique([r["question_id"] for r in part], return_inverse=True)
-        table = np.full((len(names), benchmark.samples), np.nan)
-        for row, n in zip(part, numbers, strict=True):
-            table[n, row["sample"]] = row["grade"]
-        entry: dict[str, Any] = {"budget": budget, "accuracy": statistics.over_seeds(table.T.mean(0)[None])}
-        entry["metrics"] = {
-            name: statistics.over_seeds(np.array([[dict(r["grades"])[name] for r in part]]))
-            for name in dict(part[0]["grades"])
+def figures(
+    benchmark: Benchmark, seeds: Sequence[Sequence[dict[str, Any]]], clean: set[str] | None = None
+) -> list[dict[str, Any]]:
+    """Of the sample rows of every seed, one entry a budget (one in all where nothing is thought): accuracy, vote and
+    pass@k over questions. `clean` questions, which the training data does not repeat, are counted apart too."""
+    return [
+        _figures(benchmark, [[r for r in rows if r["budget"] == b] for rows in seeds], clean) for b in _budgets(seeds)
+    ]
+
+
+def _budgets(seeds: Sequence[Sequence[dict[str, Any]]]) -> list[int | None]:
+    return sorted({r["budget"] for rows in seeds for r in rows}, key=lambda b: b or 0)
+
+
+def _figures(benchmark: Benchmark, seeds: Sequence[Sequence[dict[str, Any]]], clean: set[str] | None) -> dict[str, Any]:
+    first = seeds[0]
+    entry: dict[str, Any] = {
+        "budget": first[0]["budget"],
+        "accuracy": statistics.over_seeds(_grades(seeds, benchmark.samples).mean(-1)),
+        "metrics": {
+            name: statistics.over_seeds(_grades(seeds, benchmark.samples, name).mean(-1))
+            for name in dict(first[0]["grades"])
+        },
+    }
+    if clean is not None and clean:
+        kept = [[r for r in rows if r["question_id"] in clean] for rows in seeds]
+        entry["accuracy_clean"] = statistics.over_seeds(_grades(kept, benchmark.samples).mean(-1))
+    if benchmark.samples > 1:
+        entry["majority"] = statistics.over_seeds(np.array([_votes(rows) for rows in seeds]))
+        right = _grades(seeds, benchmark.samples).sum(-1).astype(int)
+        passed = np.vectorize(statistics.pass_at, otypes=[float])
+        entry["pass_at"] = {
+            str(k): statistics.over_seeds(passed(right, benchmark.samples, k)) for k in benchmark.pass_at
         }
-        if benchmark.samples > 1:
-            entry["majority"] = statistics.over_seeds(np.array([_votes(part)]))
-            right = table.sum(1).astype(int)
-            entry["pass_at"] = {
-                str(k): statistics.over_seeds(
-                    np.array([[statistics.pass_at(int(c), benchmark.samples, k) for c in right]])
-                )
-                for k in benchmark.pass_at
-            }
-        if budget is not None:
-            entry["thought_tokens"] = float(np.mean([r["thought_tokens"] for r in part]))
-            entry["finished"] = float(np.mean([r["finished"] for r in part]))
-        found.append(entry)
-    return found
+    if entry["budget"] is not None:
+        every = [r for rows in seeds for r in rows]
+        entry["thought_tokens"] = float(np.mean([r["thought_tokens"] for r in every]))
+        entry["finished"] = float(np.mean([r["finished"] for r in every]))
+    return entry
+
+
+def _grades(seeds: Sequence[Sequence[dict[str, Any]]], samples: int, name: str | None = None) -> np.ndarray:
+    """Grades by (seed, question, sample), of the headline's metric or of another."""
+    names = sorted({r["question_id"] for r in seeds[0]})
+    at = {name: n for n, name in enumerate(names)}
+    table = np.full((len(seeds), len(names), samples), np.nan)
+    for n, rows in enumerate(seeds):
+        for r in rows:
+            table[n, at[r["question_id"]], r["sample"]] = r["grade"] if name is None else dict(r["grades"])[name]
+    assert not np.isnan(table).any()
+    return table
 
 
 def _votes(rows: Sequence[dict[str, Any]]) -> list[float]:
@@ -247,7 +276,7 @@ def markdown(evaluations: Sequence[dict[str, Any]]) -> str:
                 shown(r["accuracy"]),
                 shown(r["majority"]) if "majority" in r else "",
                 passes,
-                repeated(e["contamination"]),
+                repeated.shown(e["contamination"]),
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -259,12 +288,11 @@ def shown(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:.1f}{error} %"
 
 
-def repeated(contamination: dict[str, Any] | None) -> str:
-    if contamination is None:
-        return "not checked"
-    return ", ".join(f"{what} {c['questions']} of {c['of']}" for what, c in contamination.items())
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The results of a task's folder."""
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+def joined(benchmark: Benchmark, folders: Sequence[Path], seeds: list[int], into: Path) -> dict[str, Any]:
+    """The results of one task asked of models that differ by training seed alone, as one; written to `into`."""
+    rows = [pq.read_table(folder / "samples.parquet").to_pylist() for folder in folders]
+    found = {**described(benchmark, seeds), "results": figures(benchmark, rows)}
+    write_json(into / "results.json", found)
+    with atomic(into / "results.md") as temporary:
+        temporary.write_text(markdown([found]), encoding="utf-8")
+    return found

@@ -23,6 +23,7 @@ from typing import Any
 
 from latent_thoughts.config import Benchmark, Data
 from latent_thoughts.data import readers
+from latent_thoughts.store import sha256
 from latent_thoughts.types import UserError
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: no text has a meaning for them
@@ -216,6 +217,15 @@ def rows(benchmark: Benchmark, subject: Subject, split: str) -> list[Row]:
     if benchmark.data is not None and subject.kind is not None:
         found = [row for row in found if row.get("type") == subject.kind]
     return found
+
+
+def files_key(benchmark: Benchmark) -> list[str]:
+    """Hashes of local files, for a stage's key; a hub's data set goes by its name."""
+    if benchmark.data is None:
+        return []
+    path = Path(benchmark.data).expanduser()
+    found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
+    return [f"{file.name} {sha256(file)}" for file in found]
 
 
 def build(benchmark: Benchmark) -> dict[str, tuple[Subject, Any]]:
