@@ -27,6 +27,7 @@ Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The run folder.")]
 RecipePath = Annotated[Path, Parameter(help="A YAML recipe (see recipes/).")]
 Overrides = Annotated[list[str] | None, Parameter(help="Settings that replace the recipe's: train.lr=3e-4 ...")]
 Limit = Annotated[int | None, Parameter(help="Read at most so many documents (data.limit).")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", help="Ask the teacher without a question before.")]
 Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]
 
 
@@ -83,13 +84,28 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit:
 
 
 @app.command
-def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out) -> None:
-    """Get the warm start's thoughts (method oracle: those that come with the data)."""
+def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes: Yes = False) -> None:
+    """Get the warm start's thoughts, or paraphrases: those that come with the data, or a teacher's.
+
+    Before a teacher behind an endpoint is asked, you are shown what it will take and cost.
+    """
+    from dataclasses import replace
+
+    from latent_thoughts.approve import approval
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
-        run = _run(recipe, out, overrides)
-        _tell(run.warm_start / "synthesize", run.synthesize().counts)
+        run = replace(_run(recipe, out, overrides), approve=approval(yes))
+        _tell(run.synthesized(run.recipe.synthesize.method), run.synthesize().counts)
+
+
+@app.command
+def prompts(folder: Annotated[Path, Parameter(help="Where they go; files that are there stay.")]) -> None:
+    """Copy the built-in prompts, to change them and name them in synthesize.prompts."""
+    from latent_thoughts.teachers.prompts import copy_to
+
+    for path in copy_to(folder):
+        print(path)
 
 
 @app.command
@@ -123,27 +139,64 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
 
 
 @app.command
-def evaluate(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 0) -> None:
-    """Likelihood, bound and answers of an iteration's model on held-out documents."""
-    from latent_thoughts.em import Loop
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    iteration: Iteration = 0,
+    model: Annotated[
+        str | None, Parameter(help="Ask the recipe's tasks of this model instead: a folder, a hub name or a GGUF file.")
+    ] = None,
+) -> None:
+    """Likelihood, bound and answers of an iteration's model on held-out documents, and the recipe's tasks."""
+    from latent_thoughts import em, examine
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides)
-        folder = Loop(run, "em", run.recipe.sample, out).iteration(iteration)
-        _tell(folder / "evaluate", run.evaluate(folder).counts)
+        if model is not None:
+            _tell_tasks(examine.evaluate_model(run.recipe, model, out))
+            return
+        loop = em.Loop(run, "em", run.recipe.sample, out)
+        row, evaluated = loop.evaluate(iteration)
+        _tell(loop.iteration(iteration) / "evaluate", evaluated.counts)
+        _tell_tasks(row["tasks"])
+        examine.record(run.recipe, out, row)
 
 
 @app.command
-def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None) -> None:
+def compare(
+    models: Annotated[
+        list[Path], Parameter(help="Two folders or more in which something was evaluated: RUN/iter_01 ...")
+    ],
+    /,
+) -> None:
+    """Compare evaluated models on the same questions and texts, and say which differences are real."""
+    from rich.console import Console
+
+    from latent_thoughts.stages.evaluate.compare import compare as differences
+    from latent_thoughts.stages.evaluate.compare import load
+    from latent_thoughts.stages.evaluate.shown import comparison_tables
+
+    if len(models) < 2:
+        raise UserError("name two folders at least")
+    found = [load(folder) for folder in models]
+    for table in comparison_tables(found, differences(found)):
+        Console().print(table)
+
+
+@app.command
+def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None, yes: Yes = False) -> None:
     """All stages in turn: warm start, EM iterations, baselines, report."""
     from latent_thoughts import em as chain
+    from latent_thoughts.approve import approval
     from latent_thoughts.stages.report import report as write
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides, limit)
-        chain.em(run.recipe, out)
+        chain.em(run.recipe, out, approval(yes))
         write(out)
 
 
@@ -190,6 +243,15 @@ def _tell(folder: Path, counts: dict[str, object]) -> None:
             continue
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
+
+
+def _tell_tasks(results: list[dict[str, object]]) -> None:
+    from rich.console import Console
+
+    from latent_thoughts.stages.evaluate.shown import tasks_table
+
+    if results:
+        Console().print(tasks_table(results))
 
 
 def main() -> None:

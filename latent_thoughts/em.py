@@ -2,9 +2,10 @@
 
 RUN/recipe.yaml
 RUN/base  RUN/prepare                          initial checkpoint, documents
+RUN/replies.sqlite                             every reply of a teacher
 RUN/iter_00/{synthesize,train,evaluate}        warm start
 RUN/iter_01/{sample,train,evaluate} ...        EM
-RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper
+RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper, synthesize for paraphrases
 RUN/samples/PRESET_K/iter_..                   further E-steps, where the recipe asks for them
 RUN/results.json  RUN/report.html
 """
@@ -12,11 +13,13 @@ RUN/results.json  RUN/report.html
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_thoughts.config import PRESETS, Recipe, Sample, Train
+from latent_thoughts import examine
+from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
+from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.runlog import provenance, save_recipe
 from latent_thoughts.stages import evaluate as evaluating
@@ -24,10 +27,12 @@ from latent_thoughts.stages import prepare as preparing
 from latent_thoughts.stages import sample as sampling
 from latent_thoughts.stages import synthesize as synthesizing
 from latent_thoughts.stages import train as training
+from latent_thoughts.stages.synthesize.asking import Approve
 from latent_thoughts.store import read_manifest, write_json
-from latent_thoughts.types import Manifest
+from latent_thoughts.types import Manifest, UserError
 
 Row = dict[str, Any]
+PARAPHRASES = ("wrap_baseline", "wrap_cot")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Run:
 
     recipe: Recipe
     folder: Path
+    approve: Approve | None = None  # is shown what a teacher will cost, and raises UserError where it is too much
 
     @property
     def base(self) -> Path:
@@ -53,9 +59,21 @@ class Run:
         base = preparing.initialise(self.recipe, self.base)
         return preparing.prepare(self.recipe, self.base, base, self.prepared)
 
-    def synthesize(self) -> Manifest:
-        folder = self.warm_start / "synthesize"
-        return synthesizing.synthesize_oracle(self.prepared, self.base, ("warm_start",), folder)
+    def synthesized(self, method: str) -> Path:
+        """The folder of a method's documents: thoughts are the warm start's, paraphrases a baseline's."""
+        return (self.baseline(method) if method in PARAPHRASES else self.warm_start) / "synthesize"
+
+    def baseline(self, name: str) -> Path:
+        return self.folder / "baselines" / name
+
+    def synthesize(self, method: str | None = None) -> Manifest:
+        """Thoughts for the warm start's documents, or paraphrases of them; by default what the recipe says."""
+        config = self.recipe.synthesize
+        if method is not None and method != config.method:  # another method's prompts are its own
+            config = parse(Synthesize, config.model_dump() | {"method": method, "prompts": []}, "synthesize")
+        store = Path(config.store).expanduser() if config.store else self.folder / "replies.sqlite"
+        where = (self.prepared, self.base, ("warm_start",), self.synthesized(config.method), store)
+        return synthesizing.synthesize(self.recipe, config, *where, self.approve)
 
     def train_warm_start(self, folder: Path | None = None, steps: int | None = None) -> Manifest:
         config = self.recipe.warm_start_train
@@ -68,7 +86,23 @@ class Run:
         return training.train(config, recipe.model, *where)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:
-        return evaluating.evaluate(self.recipe, folder / "train", self.prepared, folder / "evaluate", thinks)
+        """Held-out text and answers, and every task of the recipe; `counts` have the tasks' results too."""
+        model, recipe = folder / "train", self.recipe
+        found = evaluating.evaluate(recipe, model, self.prepared, folder / "evaluate", thinks)
+        trained_on = self._trained_on(folder) if recipe.evaluate.tasks or recipe.evaluate.fine_tune else {}
+        asked = examine.ask(recipe, model, folder, thinks, trained_on)
+        if thinks or (recipe.evaluate.fine_tune and recipe.evaluate.fine_tune.form != "latent"):
+            asked += examine.fine_tune(recipe, model, folder, trained_on)
+        return replace(found, counts={**found.counts, "tasks": asked})
+
+    def _trained_on(self, folder: Path) -> dict[str, Source]:
+        """The text and the thoughts that a model may have seen."""
+        found = {split: Source(self.prepared, split) for split in ("warm_start", "corpus")}
+        if (self.warm_start / "synthesize" / "manifest.json").exists():
+            found["synthesize"] = Source(self.warm_start / "synthesize", "warm_start")
+        if (folder / "sample" / "manifest.json").exists():
+            found["sample"] = Source(folder / "sample", "corpus")
+        return found
 
 
 @dataclass(frozen=True)
@@ -110,6 +144,14 @@ class Loop:
             previous = self.iteration(number - 1) / "train" if number > 1 else None
         return run._train(config, sources, folder, previous)
 
+    def evaluate(self, number: int) -> tuple[Row, Manifest]:
+        """An iteration's row and what was evaluated; the iteration must have been trained."""
+        folder = self.iteration(number)
+        evaluated, trained = self.run.evaluate(folder), read_manifest(folder / "train")
+        sampled = read_manifest(folder / "sample") if number else None
+        method, k = (self.method, self.config.k) if number else ("warm_start", 0)
+        return row(self.run, method, number, k, trained, evaluated, sampled), evaluated
+
     def rows(self) -> Iterator[Row]:
         """Runs all iterations; yields a results row after each."""
         for number in range(1, self.run.recipe.em.iterations + 1):
@@ -142,6 +184,7 @@ def row(
         "nll_per_token": e["nll_per_token"],
         "nll_raw_per_token": e["nll_raw_per_token"],
         "bits_per_byte": {name: e[f"{name}_bits_per_byte"] for name in _likelihoods(run)},
+        "tasks": e["tasks"],
         "train_tokens": trained.counts["tokens"],
         "train_steps": trained.counts["step"],
         "thought_correct_sampled": s.get("thought_correct_sampled"),
@@ -164,10 +207,15 @@ def _likelihoods(run: Run) -> list[str]:
     return ["nll", "nll_raw", *(f"bound_{k}" for k in run.recipe.evaluate.bound)]
 
 
-def em(recipe: Recipe, folder: Path) -> list[Row]:
+def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row]:
     """The whole run: warm start, iterations, baselines, results.json. Resumes where it was stopped."""
+    if recipe.synthesize.method in PARAPHRASES:
+        raise UserError(
+            f"EM starts from thoughts: set synthesize.method to oracle or latent_thoughts, and put "
+            f"{recipe.synthesize.method} among em.baselines"
+        )
     save_recipe(recipe, folder)
-    run = Run(recipe, folder)
+    run = Run(recipe, folder, approve)
     run.prepare()
     run.synthesize()
     rows = [row(run, "warm_start", 0, 0, run.train_warm_start(), run.evaluate(run.warm_start))]
@@ -206,7 +254,7 @@ def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:
 
 def _raw(run: Run, loop: Loop, method: str, unit: str) -> Iterator[Row]:
     """The same documents without thoughts, for as many raw tokens, or tokens in all, as the whole EM run."""
-    folder = run.folder / "baselines" / method
+    folder = run.baseline(method)
     config = run.recipe.raw_train.with_budget(unit, _trained_tokens(run, loop, unit))
     trained = run._train(config, [Source(run.prepared, split) for split in ("warm_start", "corpus")], folder)
     yield row(run, method, 0, 0, trained, run.evaluate(folder, thinks=False))
@@ -221,19 +269,35 @@ def _raw_flops(run: Run, loop: Loop) -> Iterator[Row]:
 
 
 def _warm_start_matched(run: Run, loop: Loop) -> Iterator[Row]:
-    folder = run.folder / "baselines" / "warm_start_matched"
+    folder = run.baseline("warm_start_matched")
     trained = run.train_warm_start(folder, _trained_tokens(run, loop, "step"))
     yield row(run, "warm_start_matched", 0, 0, trained, run.evaluate(folder))
 
 
+def _paraphrased(run: Run, loop: Loop, method: str) -> Iterator[Row]:
+    """A teacher's paraphrases of the warm start's documents, as text alone, for as many tokens as the warm start."""
+    run.synthesize(method)
+    config = run.recipe.raw_train.with_budget("tokens", read_manifest(run.warm_start / "train").counts["tokens"])
+    trained = run._train(config, [Source(run.synthesized(method), "warm_start")], run.baseline(method))
+    yield row(run, method, 0, 0, trained, run.evaluate(run.baseline(method), thinks=False))
+
+
+def _wrap_baseline(run: Run, loop: Loop) -> Iterator[Row]:
+    return _paraphrased(run, loop, "wrap_baseline")
+
+
+def _wrap_cot(run: Run, loop: Loop) -> Iterator[Row]:
+    return _paraphrased(run, loop, "wrap_cot")
+
+
 def _em_paper(run: Run, loop: Loop) -> Iterator[Row]:
-    yield from Loop(run, "em_paper", _preset(run, "paper"), run.folder / "baselines" / "em_paper").rows()
+    yield from Loop(run, "em_paper", _preset(run, "paper"), run.baseline("em_paper")).rows()
 
 
 def _oracle(run: Run, loop: Loop) -> Iterator[Row]:
     """The upper bound: the data's own thoughts for every document."""
-    folder, splits = run.folder / "baselines" / "oracle", ("warm_start", "corpus")
-    synthesizing.synthesize_oracle(run.prepared, run.base, splits, folder / "synthesize")
+    folder, splits = run.baseline("oracle"), ("warm_start", "corpus")
+    synthesizing.synthesize_oracle(run.recipe, run.prepared, run.base, splits, folder / "synthesize")
     sources = [Source(folder / "synthesize", split) for split in splits]
     trained = run._train(run.recipe.train, sources, folder)
     yield row(run, "oracle", 0, 0, trained, run.evaluate(folder))
@@ -243,7 +307,9 @@ BASELINES = {
     "raw_tokens": _raw_tokens,
     "raw_flops": _raw_flops,
     "warm_start_matched": _warm_start_matched,
+    "wrap_baseline": _wrap_baseline,
+    "wrap_cot": _wrap_cot,
     "em_paper": _em_paper,
     "oracle": _oracle,
 }
-METHODS = ("raw_tokens", "raw_flops", "warm_start", "warm_start_matched", "em_paper", "em", "oracle")
+METHODS = tuple("raw_tokens raw_flops wrap_baseline wrap_cot warm_start warm_start_matched em_paper em oracle".split())

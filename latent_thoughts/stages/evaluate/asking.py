@@ -26,6 +26,7 @@ from latent_thoughts.data.corpus import Source
 from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.runlog import provenance, track
 from latent_thoughts.stages.evaluate import repeated, statistics, tasks
+from latent_thoughts.stages.evaluate.shown import markdown
 from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, sha256, stage_key, write_json
 from latent_thoughts.types import Manifest, UserError
 
@@ -258,34 +259,6 @@ def _votes(rows: Sequence[dict[str, Any]]) -> list[float]:
         winner = votes.most_common(1)[0][0] if votes else "[invalid]"
         grades.append(next(r["grade"] for r in samples if r["extracted"] == winner))
     return grades
-
-
-def markdown(evaluations: Sequence[dict[str, Any]]) -> str:
-    """A table, one line a task, form and budget."""
-    lines = ["| task | form | thought tokens | n | samples | accuracy | vote | pass@k | repeated in training |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for e in evaluations:
-        for r in e["results"]:
-            passes = ", ".join(f"{k}: {shown(v)}" for k, v in r.get("pass_at", {}).items())
-            cells = [
-                e["name"],
-                e["form"],
-                "" if r["budget"] is None else f"≤ {r['budget']} ({r['thought_tokens']:.0f})",
-                str(r["accuracy"]["n"]),
-                str(e["samples"]),
-                shown(r["accuracy"]),
-                shown(r["majority"]) if "majority" in r else "",
-                passes,
-                repeated.shown(e["contamination"]),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def shown(figure: dict[str, Any]) -> str:
-    """A share in percent with its standard error."""
-    error = "" if figure["se"] is None else f" ± {100 * figure['se']:.1f}"
-    return f"{100 * figure['value']:.1f}{error} %"
 
 
 def joined(benchmark: Benchmark, folders: Sequence[Path], seeds: list[int], into: Path) -> dict[str, Any]:

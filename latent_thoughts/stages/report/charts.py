@@ -15,16 +15,26 @@ from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, bo
 COLOURS = {
     "raw_tokens": "#66707b",
     "raw_flops": "#66707b",
+    "wrap_baseline": "#7a5cc0",
+    "wrap_cot": "#7a5cc0",
     "warm_start": "#0b7f5f",
     "warm_start_matched": "#b0458a",
     "em_paper": "#b95f00",
     "em": "#1f6fd0",
     "oracle": svg.INK,
 }
-DASHES = {"raw_flops": (0, (1, 2)), "oracle": (0, (1, 2)), "warm_start": (0, (5, 3)), "em_paper": (0, (6, 2))}
+DASHES = {
+    "raw_flops": (0, (1, 2)),
+    "wrap_cot": (0, (1, 2)),
+    "oracle": (0, (1, 2)),
+    "warm_start": (0, (5, 3)),
+    "em_paper": (0, (6, 2)),
+}
 SHORT = {
     "raw_tokens": "raw, same tokens",
     "raw_flops": "raw, same compute",
+    "wrap_baseline": "paraphrases",
+    "wrap_cot": "paraphrases, reasoned",
     "warm_start": "warm start",
     "warm_start_matched": "warm start, longer",
     "em_paper": "EM, paper’s",

@@ -10,6 +10,8 @@ from latent_thoughts.stages.report.summary import Difference, Line, Mean, Result
 IN_WORDS = {
     "raw_tokens": "raw text for the same raw tokens",
     "raw_flops": "raw text for the same compute",
+    "wrap_baseline": "a teacher’s paraphrases",
+    "wrap_cot": "a teacher’s paraphrases with reasoning",
     "warm_start": "the warm start it began with",
     "warm_start_matched": "the warm start trained as long",
     "em_paper": "EM with the paper’s E-step",
@@ -18,6 +20,8 @@ IN_WORDS = {
 TITLES = {
     "raw_tokens": "raw text",
     "raw_flops": "raw text",
+    "wrap_baseline": "paraphrases",
+    "wrap_cot": "paraphrases with reasoning",
     "warm_start": "the warm start",
     "warm_start_matched": "the warm start trained as long",
     "em_paper": "EM with the paper’s E-step",

@@ -23,6 +23,8 @@ LOOPS = ("em_paper", "em")  # methods with iterations
 NAMES = {
     "raw_tokens": "Raw text, same raw tokens",
     "raw_flops": "Raw text, same compute",
+    "wrap_baseline": "Paraphrases",
+    "wrap_cot": "Paraphrases with reasoning",
     "warm_start": "Warm start",
     "warm_start_matched": "Warm start, as long as EM",
     "em_paper": "EM, paper’s E-step",
@@ -32,6 +34,8 @@ NAMES = {
 MEANINGS = {
     "raw_tokens": "the documents without thoughts, for as many raw tokens as the whole EM run",
     "raw_flops": "the documents without thoughts, for as many tokens in all as the whole EM run",
+    "wrap_baseline": "a teacher’s paraphrases of the warm start’s documents, for as many tokens as the warm start",
+    "wrap_cot": "a teacher’s paraphrases with reasoning written out, for as many tokens as the warm start",
     "warm_start": "the few documents whose thoughts are given; where EM starts",
     "warm_start_matched": "the same few documents, for as many steps as the whole EM run",
     "em_paper": "EM whose E-step draws from the posterior alone and keeps every chosen thought",

@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from latent_thoughts.config.base import Dumper as Dumper
+from latent_thoughts.config.base import Loader, Pattern, Positive, Section, Seed, Share, Weight, parse
+from latent_thoughts.config.evaluate import Benchmark as Benchmark
+from latent_thoughts.config.evaluate import Evaluate
+from latent_thoughts.config.evaluate import FineTune as FineTune
+from latent_thoughts.config.synthesize import Contamination, Synthesize
 from latent_thoughts.types import UserError
-
-T = TypeVar("T", bound="Section")
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Loader(yaml.SafeLoader):
-    """Reads 1e-5 as a number, where YAML 1.1 asks for 1.0e-5 and takes all else for text."""
-
-
-class Dumper(yaml.SafeDumper):
-    """Quotes what Loader would read as a number."""
-
-
-for _kind in (Loader, Dumper):
-    _scientific = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+0123456789"))
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression ({error})") from None
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class World(Section):
@@ -108,12 +78,6 @@ class Model(Section):
     device: str = "auto"
     attention: str = "sdpa"
     trust_remote_code: bool = False
-
-
-class Synthesize(Section):
-    """Thoughts for the warm start. `oracle`: the thoughts that come with the data."""
-
-    method: Literal["oracle"] = "oracle"
 
 
 class Engine(Section):
@@ -227,71 +191,15 @@ class Train(Section):
         return self.model_copy(update={**cleared, name: amount})
 
 
-class Benchmark(Section):
-    """One task in one form, asked through lm-evaluation-harness."""
-
-    name: Literal["gsm8k", "math", "mmlu_stem"]
-    form: Literal["direct", "cot", "latent"] = "latent"
-    data: str | None = None  # a folder with test.jsonl (and train.jsonl), or one file; default: the hub's data set
-    shots: Annotated[int, Field(ge=0)] | None = None  # few-shot examples; default: the harness's own number
-    fewshot: Literal["first", "random"] = "first"  # the same for every question, or drawn anew for each
-    limit: Positive | None = None  # the first so many questions (of every subject)
-    samples: Positive = 1  # answers to every question
-    temperature: Annotated[float, Field(ge=0)] = 0.0  # 0 is greedy
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    pass_at: list[Positive] = []  # k of the reported pass@k
-    budgets: list[Annotated[int, Field(ge=0)]] = []  # thought tokens; default: sample.max_thought_tokens alone
-    max_tokens: Positive = 256  # of the answer (cot: with its reasoning)
-    bos: bool | None = None  # whether plain prompts begin with BOS; default: as the tokenizer does
-    seed: Seed | None = None  # of the samples; default: the run's
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> Benchmark:
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError("several samples at temperature 0 are all the same: set a temperature")
-        if any(k > self.samples for k in self.pass_at):
-            raise ValueError("pass_at needs at least as many samples")
-        if self.budgets and self.form != "latent":
-            raise ValueError("budgets are of thoughts: they need form: latent")
-        return self
-
-
-class FineTune(Section):
-    """Fine-tuning on a task's training split in the thought form before it is asked (method, section 7).
-
-    `train` overrides the M-step's settings; what it does not name is the paper's.
-    """
-
-    task: Literal["gsm8k", "math"] = "gsm8k"
-    data: str | None = None
-    form: Literal["direct", "cot", "latent"] = "latent"
-    limit: Positive | None = None  # training rows
-    seeds: Positive = 5
-    train: dict[str, Any] = {}
-    ask: dict[str, Any] = {}  # overrides of how the task is asked afterwards
-
-
-class Evaluate(Section):
-    """Likelihood and answers on held-out documents (method, section 7)."""
-
-    documents: Positive = 500
-    bound: list[Positive] = [1, 4]  # K of the reported bounds
-    bound_posterior_share: Share = 0.5
-    bound_temperature: float = 1.0
-    answer: Pattern | None = None  # regular expression whose first group is the answer, in the last chunk
-    answer_tokens: Positive = 64
-    temperature: float = 0.0  # of thinking and answering; 0 is greedy
-    thoughts_kept: Positive = 50  # samples kept for the report
-    tasks: list[Benchmark] = []
-    fine_tune: FineTune | None = None
-
-
 class Mix(Section):
     """What an M-step trains on: how often a document of each source is visited, in the mean, an epoch."""
 
     warm_start: Weight = 1.0  # the warm start's documents with their thoughts
     thoughts: Weight = 1.0  # the corpus with the E-step's thoughts
     raw: Weight = 0.0  # the corpus without thoughts
+
+
+Baseline = Literal["raw_tokens", "raw_flops", "wrap_baseline", "wrap_cot", "warm_start_matched", "em_paper", "oracle"]
 
 
 class EM(Section):
@@ -302,7 +210,7 @@ class EM(Section):
     mix: Mix = Mix()
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
-    baselines: list[Literal["raw_tokens", "raw_flops", "warm_start_matched", "em_paper", "oracle"]] = ["raw_tokens"]
+    baselines: list[Baseline] = ["raw_tokens"]
     samples: list[Positive] = []  # further EM runs with these K, in both presets
 
 
@@ -317,6 +225,7 @@ class Recipe(Section):
     sample: Sample = Sample()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    contamination: Contamination = Contamination()
     em: EM = EM()
 
     @model_validator(mode="before")
@@ -330,6 +239,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Recipe:
         _ = self.warm_start_train, self.raw_train  # so that a mistake shows before anything runs
+        if {"wrap_baseline", "wrap_cot"} & set(self.em.baselines) and self.synthesize.teacher.model is None:
+            raise ValueError("em.baselines with paraphrases need a teacher: set synthesize.teacher.model")
         return self
 
     @property
@@ -394,29 +305,3 @@ def _assign(values: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise UserError(f"override {name}: {key} is a value, not a section")
     values[last] = value
-
-
-def parse(model: type[T], values: dict[str, Any], where: str) -> T:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{where}: {'; '.join(_explain(model, e) for e in error.errors())}") from None
-
-
-def _explain(model: type[Section], error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
-    name = ".".join(path)
-    if error["type"] != "extra_forbidden":
-        message = error["msg"].removeprefix("Value error, ")
-        return f"{name}: {message}" if name else message
-    known = list(_section(model, path[:-1]).model_fields)
-    near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.0)
-    return f"unknown key {name} (did you mean {'.'.join([*path[:-1], near[0]])}?)"
-
-
-def _section(model: type[Section], path: list[str]) -> type[Section]:
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section)
-        model = annotation
-    return model

@@ -1,0 +1,96 @@
+"""Settings of the teachers, and of the check for evaluation sets in what is trained on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from latent_thoughts.config.base import Positive, Section
+
+Policy = Literal["retry", "raw", "drop", "accept"]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(gt=0)]
+
+
+class Teacher(Section):
+    """Who is asked: an endpoint that speaks OpenAI's chat completions, its Batch API, or a model in this process."""
+
+    kind: Literal["openai", "openai_batch", "transformers", "vllm", "llama_cpp"] = "openai"
+    model: str | None = None  # the endpoint's name for it; locally a hub name, folder or GGUF file (`package:` too)
+    base_url: str | None = None  # such as http://127.0.0.1:8000/v1; default: OpenAI's own
+    key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    concurrency: Positive = 32  # requests under way, or sequences decoded, at a time
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None  # of prompts and of the replies they may bring
+    timeout: Amount = 120.0  # seconds an endpoint may stay silent
+    retries: Count = 6  # of one request, with pauses that grow, or that the endpoint asks for
+    parameters: dict[str, Any] = {}  # more fields of the request: top_p, reasoning_effort, ...
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the endpoint calls it
+    batch_requests: Positive = 50_000  # in one batch of the Batch API
+    poll: Amount = 30.0  # seconds between two looks at a batch
+    window: Positive = 4096  # tokens a local model takes, prompt and reply together
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a local model
+    memory: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the device's memory that vllm may take
+
+
+class Prices(Section):
+    """Price of a million tokens, in any one currency."""
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    output: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Checks(Section):
+    """What becomes of a reply that fails a check.
+
+    `retry` asks again, `raw` leaves the text without a thought (a paraphrase: as it was), `drop` leaves the document
+    out, `accept` takes the reply nevertheless. Every failed check is counted, whatever becomes of it.
+    """
+
+    refusal: Policy = "retry"  # the teacher declines, or a filter did
+    empty: Literal["retry", "raw", "drop"] = "retry"
+    cut: Policy = "retry"  # by max_tokens
+    loop: Policy = "retry"  # the same words over and over
+    copied: Policy = "retry"  # the text handed back
+    control: Policy = "retry"  # control tokens spelled out
+
+
+class Synthesize(Section):
+    """Thoughts for the warm start, or paraphrases of its documents.
+
+    `oracle`: the thoughts that come with the data. `latent_thoughts`: a teacher's, one a chunk. `wrap_baseline` and
+    `wrap_cot`: a teacher's paraphrases of whole documents.
+    """
+
+    method: Literal["oracle", "latent_thoughts", "wrap_baseline", "wrap_cot"] = "oracle"
+    prompts: list[str] = []  # prompt files instead of the method's own; of several every document draws one
+    context_chunks: Count = 1  # chunks before the one that is asked about, which the teacher is shown
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    max_tokens: Positive = 1024  # of a reply
+    teacher: Teacher = Teacher()
+    prices: Prices = Prices()
+    cap: Amount | None = None  # what all runs of this stage may cost together
+    checks: Checks = Checks()
+    attempts: Positive = 3  # questions about one chunk in all, where a check's policy is retry
+    exhausted: Literal["raw", "drop"] = "raw"  # after the last attempt
+    failed: Literal["error", "raw", "drop"] = "error"  # a request that brought no reply
+    store: str | None = None  # SQLite file of the replies; default: replies.sqlite in the run folder
+    store_mb: Count = 1024  # of replies that this recipe does not use; beyond it the oldest go
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Synthesize:
+        if self.method != "oracle" and self.teacher.model is None:
+            raise ValueError(f"method {self.method} needs a teacher: set synthesize.teacher.model")
+        if self.cap is not None and not (self.prices.input or self.prices.output):
+            raise ValueError("a cap needs prices to count with: set synthesize.prices.input and output")
+        return self
+
+
+class Contamination(Section):
+    """Evaluation sets that neither corpus nor thoughts may repeat, by n-grams of words."""
+
+    sets: dict[str, str] = {}  # name: path, glob, hub:NAME or disk:FOLDER; a row's text is all text of its columns
+    split: str = "test"  # of a Hugging Face dataset
+    n: Positive = 13  # words in a row that tell a repetition
+    remove: bool = False  # leave such documents, and such thoughts, out

@@ -1,0 +1,84 @@
+"""Results of tasks as tables: Markdown for files, rich for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from latent_thoughts.stages.evaluate.compare import Comparison, Model
+from latent_thoughts.stages.evaluate.repeated import shown as repeated
+
+HEADS = (
+    "task",
+    "form",
+    "thought tokens",
+    "n",
+    "samples",
+    "seeds",
+    "accuracy",
+    "vote",
+    "pass@k",
+    "repeated in training",
+)
+
+
+def lines(evaluations: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+    """One line a task, form and budget."""
+    for e in evaluations:
+        for r in e["results"]:
+            yield [
+                e["name"],
+                e["form"] + (", fine-tuned" if e.get("fine_tuned") else ""),
+                "" if r["budget"] is None else f"≤ {r['budget']} ({r['thought_tokens']:.0f})",
+                str(r["accuracy"]["n"]),
+                str(e["samples"]),
+                str(r["accuracy"]["seeds"]),
+                share(r["accuracy"]),
+                share(r["majority"]) if "majority" in r else "",
+                ", ".join(f"{k}: {share(v)}" for k, v in r.get("pass_at", {}).items()),
+                repeated(e["contamination"]),
+            ]
+
+
+def share(figure: dict[str, Any]) -> str:
+    """A share in percent with its standard error."""
+    error = "" if figure["se"] is None else f" ± {100 * figure['se']:.1f}"
+    return f"{100 * figure['value']:.1f}{error} %"
+
+
+def markdown(evaluations: Iterable[dict[str, Any]]) -> str:
+    rows = [HEADS, ["---"] * len(HEADS), *lines(evaluations)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+
+
+def tasks_table(evaluations: Iterable[dict[str, Any]]) -> Table:
+    return _table(
+        "Tasks", HEADS, lines(evaluations), "± is the standard error over questions, and seeds where there are several."
+    )
+
+
+def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> list[Table]:
+    """Every model's figures, and every pair's difference with its verdict."""
+    figures = [[m.name, *key, str(f["n"]), str(f["seeds"]), share(f)] for m in models for key, f in m.figures.items()]
+    rows = []
+    for c in found:
+        d, unit = c.difference, 1 if c.lower else 100
+        interval = f"{unit * d.low:+.3g} to {unit * d.high:+.3g}"
+        sizes = [c.task, c.first, c.second, str(d.n), f"{unit * d.value:+.3g}", interval]
+        rows.append([*sizes, f"{d.p:.3g}", f"{c.adjusted:.3g}", d.test, c.verdict])
+    heads = ("what", "first", "second", "n", "difference", "95 %", "p", "adjusted", "test", "verdict")
+    note = "First minus second: points of accuracy, or bits per byte (lower is better). Adjusted: false discovery rate."
+    tables = [_table("Models", ("model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []
+    return [*tables, _table("Differences", heads, rows, note)]
+
+
+def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> Table:
+    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table

@@ -1,0 +1,190 @@
+"""synthesize: thoughts for document shards, or paraphrases of them.
+
+    latent-thoughts synthesize recipe.yaml --out RUN [--yes]
+
+Method `oracle` takes the thoughts that come with the data (a built-in world's, or `data.thought`); the others ask a
+teacher. Every reply goes into the store first; shards are written from the store alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from latent_thoughts import model as models
+from latent_thoughts.config import Recipe, Synthesize
+from latent_thoughts.data import contamination
+from latent_thoughts.data.records import DOCUMENTS, document_row, oracle, shards
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.runlog import track
+from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse
+from latent_thoughts.stages.synthesize.questions import Questions
+from latent_thoughts.stages.synthesize.writing import Writer
+from latent_thoughts.store import Stage, atomic, read_manifest, stage_key, write_json
+from latent_thoughts.teachers import load, prompts
+from latent_thoughts.teachers.replies import Replies, opened
+from latent_thoughts.types import Manifest, ThoughtDocument, UserError
+
+# How a teacher is reached, and how fast, changes nothing about what it says.
+_REACHING = {"base_url", "key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries"}
+_REACHING |= {"batch_requests", "poll", "memory"}
+_NOT_IN_KEY = {"prices", "cap", "store", "store_mb", "prompts"}
+
+
+def synthesize(
+    recipe: Recipe, config: Synthesize, prepared: Path, base: Path, splits: tuple[str, ...], folder: Path, store: Path,
+    approve: Approve | None = None,
+) -> Manifest:  # fmt: skip
+    """Shards of the given splits with a teacher's thoughts, or paraphrased by it; `approve` is shown the estimate.
+
+    Raises UserError where asking could not be finished (a cap, a teacher that is not there, requests that failed);
+    what was answered is in the store, and the next run asks for the rest alone.
+    """
+    if config.method == "oracle":
+        return synthesize_oracle(recipe, prepared, base, splits, folder)
+    asked, model = prompts.load(config.method, config.prompts), load.model_name(config)
+    settings = config.model_dump(exclude=_NOT_IN_KEY | {"teacher"}) | {"model": model}
+    settings |= {"teacher": config.teacher.model_dump(exclude=_REACHING), "prompts": [p.hash for p in asked]}
+    everything = [settings, splits, recipe.seed, *contamination.key(recipe.contamination)]
+    if config.method != "latent_thoughts":
+        everything.append(recipe.chunking.model_dump())
+    stage = Stage(folder, "synthesize", stage_key("synthesize", everything, {"prepare": read_manifest(prepared)}))
+    if (manifest := stage.manifest) is not None:
+        return manifest
+    questions = Questions(config, asked, model, recipe.seed)
+    writer = Writer(recipe, config, questions, Codec(models.load_tokenizer(base / "model")[0]))
+    write_json(folder / "prompts.json", [{**p.model_dump(), "hash": p.hash} for p in asked])
+    with opened(store, stage.key) as replies:
+        work = _Work(stage, prepared, splits, questions, writer, replies)
+        _ask(config, work, approve)
+        counts = work.finish()
+        used, prompt_tokens, completion_tokens = replies.spent()
+        counts |= {"replies": used, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        counts["cost"] = price(config.prices, prompt_tokens, completion_tokens)
+        manifest = stage.close(work.names, counts)
+        replies.prune(config.store_mb * 2**20)
+    return manifest
+
+
+class _Work:
+    """The shards of a stage: which are written, and the documents of those that are not."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        prepared: Path,
+        splits: tuple[str, ...],
+        questions: Questions,
+        writer: Writer,
+        replies: Replies,
+    ):
+        self.stage, self.prepared, self.splits = stage, prepared, splits
+        self.questions, self.writer, self.replies = questions, writer, replies
+        shards = read_manifest(prepared).shards
+        self.names = [name for split in splits for name in shards if name.startswith(f"{split}-")]
+
+    def waiting(self) -> Iterator[tuple[str, list[ThoughtDocument]]]:
+        """Shards that are not written yet, one at a time."""
+        for split in self.splits:
+            yield from shards(self.prepared, split, lambda name: self.stage.done(name) is None)
+
+    def documents(self) -> Iterator[ThoughtDocument]:
+        return (document for _, part in self.waiting() for document in part)
+
+    def write(self) -> int:
+        """Writes every shard whose questions are all answered, failed ones too; how many questions are open."""
+        still = 0
+        for name, part in self.waiting():
+            written = self.writer.write(part, self.replies.get)
+            still += written.open
+            if not written.open and not (written.failures and self.writer.config.failed == "error"):
+                self.stage.write(name, [document_row(d) for d in written.documents], DOCUMENTS, written.counts)
+        return still
+
+    def failures(self) -> Iterator[dict[str, Any]]:
+        """Every request that failed, of shards that are written and of those that are not."""
+        for name in self.names:
+            if (counts := self.stage.done(name)) is not None:
+                yield from counts["failures"]
+        for _, part in self.waiting():
+            yield from self.writer.write(part, self.replies.get).failures
+
+    def finish(self) -> dict[str, Any]:
+        """Names what failed in failures.jsonl; the totals of all shards. Raises UserError where nothing was to fail."""
+        kinds, first, path = Counter[str](), None, self.stage.shard("failures.jsonl")
+        with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for failure in self.failures():
+                kinds[failure["kind"]] += 1
+                first = first or failure
+                file.write(json.dumps(failure, ensure_ascii=False) + "\n")
+        if first and self.writer.config.failed == "error":
+            named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            raise UserError(
+                f"{kinds.total()} of the questions failed ({named}), first document {first['doc_id']}, chunk "
+                f"{first['chunk_index']}: {first['message'].rstrip('.')}. All else is answered and kept, and {path} "
+                "names what failed. Run again to ask for that alone, or set synthesize.failed to raw or drop"
+            )
+        return self.writer.totals(self.stage.done(name) or {} for name in self.names)
+
+
+def _ask(config: Synthesize, work: _Work, approve: Approve | None) -> None:
+    """Asks, writes what is answered, and asks again where a reply was not good enough, until nothing is open."""
+    expected = estimate(config, work.questions, work.documents, work.replies)
+    if not work.names:
+        raise UserError("there are no documents to ask about: set data.warm_start above 0")
+    still = expected.open
+    if still and approve is not None:
+        approve(expected)
+    if still:
+        asking = Asking(config, work.questions, work.replies)
+        with load.loaded(config, work.replies.notes) as teacher:
+            while still:
+                answered = asking.ask(teacher, work.documents(), still)
+                if asking.stopped:
+                    raise refuse(asking.stopped, work.replies)
+                still = work.write()
+                if still and not answered:
+                    raise UserError(
+                        f"{config.teacher.model} left all of {still:,} questions unanswered; run again to go on"
+                    )
+    work.write()
+
+
+def synthesize_oracle(recipe: Recipe, prepared: Path, base: Path, splits: tuple[str, ...], folder: Path) -> Manifest:
+    """Thought shards for the given splits. Raises UserError for documents that came without thoughts."""
+    inputs = {"prepare": read_manifest(prepared)}
+    settings = ["oracle", splits, *contamination.key(recipe.contamination)]
+    stage = Stage(folder, "synthesize", stage_key("synthesize", settings, inputs))
+    if (manifest := stage.manifest) is not None:
+        return manifest
+    codec = Codec(models.load_tokenizer(base / "model")[0])
+    tally = contamination.Tally(contamination.load(recipe.contamination))
+    names: list[str] = []
+    documents = thoughts = tokens = 0
+    with track("synthesize", float("inf"), "documents") as advance:
+        for split in splits:
+            for name, part in shards(prepared, split):
+                rows = [with_oracle(document, codec, tally, recipe.contamination.remove) for document in part]
+                stage.write(name, [document_row(row) for row in rows], DOCUMENTS, {})
+                names.append(name)
+                documents += len(rows)
+                found = [z for row in rows for kept in row.thoughts for z in kept]
+                thoughts, tokens = thoughts + len(found), tokens + sum(map(len, found))
+                advance(len(rows))
+    if not thoughts:
+        raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
+    counts = {"documents": documents, "thoughts": thoughts, "thought_tokens": tokens}
+    return stage.close(names, counts | tally.counts("thoughts"))
+
+
+def with_oracle(
+    document: ThoughtDocument, codec: Codec, tally: contamination.Tally, remove: bool = False
+) -> ThoughtDocument:
+    known = {n: text for n, text in oracle(document).items() if document.target[n]}
+    known = {n: text for n, text in known.items() if not (tally.repeats(text) and remove)}
+    thoughts = tuple((tuple(codec.encode(known[n])),) if n in known else () for n in range(len(document.chunks)))
+    return replace(document, thoughts=thoughts, source="oracle")

@@ -1,0 +1,134 @@
+"""Asking a teacher what the store does not answer: the estimate before, the cap on the way, a clean stop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from latent_thoughts.config import Synthesize
+from latent_thoughts.config.synthesize import Prices
+from latent_thoughts.runlog import track
+from latent_thoughts.stages.synthesize.questions import Questions
+from latent_thoughts.teachers.base import Failure, Request, Teacher
+from latent_thoughts.teachers.replies import Replies
+from latent_thoughts.types import ThoughtDocument, UserError
+
+# Tokens of a reply for one of the text: what the paper's thoughts took on FineMath; the others are guesses.
+REPLY_SHARE = {"latent_thoughts": 2.3, "wrap_baseline": 1.0, "wrap_cot": 2.0}
+HOPELESS = 20  # requests that failed, with not one reply: the others are not asked
+
+Documents = Callable[[], Iterable[ThoughtDocument]]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What asking will take. Tokens and costs are of the questions that are still open; `spent` was spent before."""
+
+    what: str  # "chunks" or "documents"
+    teacher: str
+    local: bool
+    units: int
+    open: int
+    prompt_tokens: int
+    reply_tokens: int
+    most_reply_tokens: int
+    prices: Prices
+    spent: float
+    cap: float | None
+
+    @property
+    def cost(self) -> float:
+        return price(self.prices, self.prompt_tokens, self.reply_tokens)
+
+    @property
+    def most(self) -> float:
+        """Where every reply goes to its limit (and none is asked for twice)."""
+        return price(self.prices, self.prompt_tokens, self.most_reply_tokens)
+
+
+Approve = Callable[[Estimate], None]  # raises UserError where it is not to be done
+
+
+def price(prices: Prices, prompt_tokens: int, completion_tokens: int) -> float:
+    return (prompt_tokens * prices.input + completion_tokens * prices.output) / 1e6
+
+
+def estimate(config: Synthesize, questions: Questions, documents: Documents, replies: Replies) -> Estimate:
+    units = still = prompts = expected = 0
+    for document in documents():
+        for unit in questions.units(document):
+            units += 1
+            if (request := questions.verdict(document, unit, replies.get).next) is not None:
+                still += 1
+                prompts += request.prompt_tokens
+                expected += min(config.max_tokens, round(REPLY_SHARE[config.method] * unit.text_tokens))
+    what = "chunks" if config.method == "latent_thoughts" else "documents"
+    local = config.teacher.kind not in ("openai", "openai_batch")
+    spent = price(config.prices, *replies.spent()[1:])
+    most, name = still * config.max_tokens, f"{config.teacher.model} ({config.teacher.kind})"
+    return Estimate(what, name, local, units, still, prompts, expected, most, config.prices, spent, config.cap)
+
+
+class Asking:
+    """One teacher and one store. `stopped` says why asking ended before its time."""
+
+    def __init__(self, config: Synthesize, questions: Questions, replies: Replies):
+        self.config, self.questions, self.replies = config, questions, replies
+        self.stopped: str | None = None
+        self.spent = price(config.prices, *replies.spent()[1:])
+        self.under_way: dict[str, float] = {}  # key to what the reply may cost at most
+        self.reserved = 0.0  # their sum
+
+    def ask(self, teacher: Teacher, documents: Iterable[ThoughtDocument], total: int) -> int:
+        """Asks every open question once and stores what comes; how many answers came.
+
+        Nothing that came is lost where the cap or a fatal failure ends it: what is under way is waited for.
+        """
+        answered = good = tokens = 0
+        asked = teacher.ask(self._open(documents))
+        with track("synthesize", total, "requests") as advance, contextlib.closing(asked):
+            for key, answer in asked:
+                self.replies.put(key, answer)
+                self.reserved -= self.under_way.pop(key, 0.0)
+                answered += 1
+                if isinstance(answer, Failure):
+                    self._consider(answer, answered, good)
+                else:
+                    good += 1
+                    tokens += answer.completion_tokens
+                    self.spent += price(self.config.prices, answer.prompt_tokens, answer.completion_tokens)
+                advance(1, tokens=tokens, failed=answered - good, cost=self.spent)
+        self.under_way, self.reserved = {}, 0.0  # what the teacher took and left unanswered is open again
+        return answered
+
+    def _open(self, documents: Iterable[ThoughtDocument]) -> Iterator[Request]:
+        for document in documents:
+            for unit in self.questions.units(document):
+                request = self.questions.verdict(document, unit, self.replies.get).next
+                if request is None or request.key in self.under_way:  # of two equal questions one is asked
+                    continue
+                cost = price(self.config.prices, request.prompt_tokens, request.max_tokens)
+                if self.config.cap is not None and self.spent + self.reserved + cost > self.config.cap:
+                    self.stopped = self.stopped or self._capped(self.config.cap)
+                if self.stopped:
+                    return
+                self.under_way[request.key] = cost
+                self.reserved += cost
+                yield request
+
+    def _consider(self, failure: Failure, answered: int, good: int) -> None:
+        if failure.fatal or (not good and answered >= HOPELESS):
+            reason = "" if failure.fatal else f"the first {answered} requests all failed: "
+            self.stopped = self.stopped or f"{reason}{failure.message}"
+
+    def _capped(self, cap: float) -> str:
+        return (
+            f"the cap of {cap:g} is reached: {self.spent:.4g} is spent and the next reply might exceed it; "
+            f"to go on, raise synthesize.cap and run the same command"
+        )
+
+
+def refuse(stopped: str, replies: Replies) -> UserError:
+    """The one line that a run ends with which could not ask everything."""
+    return UserError(f"{stopped.rstrip('.')} ({replies.spent()[0]:,} replies are kept)")

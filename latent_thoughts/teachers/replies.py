@@ -1,0 +1,125 @@
+"""Every reply ever received, by the hash of its question: one SQLite file in WAL mode.
+
+A reply is committed before anything else sees it, so that a process that is killed loses what was in flight and
+nothing more. (Commits are not synced one by one: a machine that loses power may lose the last few, never the file.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from latent_thoughts.teachers.base import Answer, Completion, Failure
+from latent_thoughts.types import UserError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replies (
+  key BLOB PRIMARY KEY,
+  paid_by TEXT NOT NULL,       -- stage that asked
+  used_by TEXT NOT NULL,       -- stage that last read it
+  used REAL NOT NULL,          -- when (Unix time)
+  prompt_tokens INTEGER NOT NULL,
+  completion_tokens INTEGER NOT NULL,
+  finish TEXT NOT NULL,
+  text BLOB NOT NULL           -- zlib
+);
+CREATE INDEX IF NOT EXISTS unused ON replies (used_by, used);
+CREATE TABLE IF NOT EXISTS failures (
+  key BLOB PRIMARY KEY,        -- of this run alone: what failed in an earlier one is asked again
+  kind TEXT NOT NULL,
+  message TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@contextlib.contextmanager
+def opened(path: Path, stage: str) -> Iterator[Replies]:
+    """The store of `path` for the stage with key `stage`. Raises UserError for a file that is no such store."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as connection:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_SCHEMA)
+            yield Replies(connection, stage)
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"the store of replies {path} cannot be used ({error}): move it away, or mend it") from None
+
+
+class Replies:
+    def __init__(self, connection: sqlite3.Connection, stage: str):
+        self.stage, self._connection, self._sql = stage, connection, connection.execute
+        self._sql("DELETE FROM failures")
+        self.notes: MutableMapping[str, str] = _Notes(connection)
+
+    def get(self, key: str) -> Answer | None:
+        """What a question brought: a reply of any run, or a failure of this one."""
+        row = self._sql(
+            "SELECT finish, prompt_tokens, completion_tokens, text, used_by FROM replies WHERE key = ?", (_raw(key),)
+        ).fetchone()
+        if row is None:
+            failed = self._sql("SELECT kind, message FROM failures WHERE key = ?", (_raw(key),)).fetchone()
+            return Failure(*failed) if failed else None
+        if row[4] != self.stage:
+            self._sql("UPDATE replies SET used_by = ?, used = ? WHERE key = ?", (self.stage, time.time(), _raw(key)))
+        return Completion(zlib.decompress(row[3]).decode("utf-8", "surrogatepass"), row[0], row[1], row[2])
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keeps an answer. A reply that is there already stays as it is."""
+        if isinstance(answer, Failure):
+            self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, answer.message))
+            return
+        text = zlib.compress(answer.text.encode("utf-8", "surrogatepass"))
+        usage = (answer.prompt_tokens, answer.completion_tokens)
+        values = (_raw(key), self.stage, self.stage, time.time(), *usage, answer.finish, text)
+        self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def spent(self) -> tuple[int, int, int]:
+        """What this stage asked for in all its runs: (replies, prompt tokens, completion tokens)."""
+        sums = "COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0)"
+        return self._sql(f"SELECT {sums} FROM replies WHERE paid_by = ?", (self.stage,)).fetchone()  # noqa: S608
+
+    def prune(self, most: int) -> int:
+        """Forgets replies that this stage did not use, oldest first, until those left take `most` bytes; how many."""
+        found = self._sql(
+            """DELETE FROM replies WHERE key IN (SELECT key FROM (
+                 SELECT key, SUM(length(text)) OVER (ORDER BY used DESC, key) AS size FROM replies WHERE used_by != ?
+               ) WHERE size > ?)""",
+            (self.stage, most),
+        )
+        self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a single page
+        return found.rowcount
+
+
+class _Notes(MutableMapping[str, str]):
+    def __init__(self, connection: sqlite3.Connection):
+        self._sql = connection.execute
+
+    def __getitem__(self, name: str) -> str:
+        row = self._sql("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise KeyError(name)
+        return row[0]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self._sql("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def __delitem__(self, name: str) -> None:
+        self._sql("DELETE FROM notes WHERE name = ?", (name,))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for (name,) in self._sql("SELECT name FROM notes ORDER BY name").fetchall()])
+
+    def __len__(self) -> int:
+        return self._sql("SELECT COUNT(*) FROM notes").fetchone()[0]
+
+
+def _raw(key: str) -> bytes:
+    """16 of the hash's 32 bytes tell any number of questions apart."""
+    return bytes.fromhex(key[:32])

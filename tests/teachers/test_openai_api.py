@@ -1,0 +1,239 @@
+"""A teacher behind an endpoint that breaks in every way: nothing is lost, nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from loopback import FAULTS, Loopback, completion, plain_reply
+
+from latent_thoughts.data import records
+from latent_thoughts.em import Run
+from latent_thoughts.model import load_tokenizer
+from latent_thoughts.types import UserError
+
+
+def thoughts(run: Run) -> dict[tuple[str, int], str]:
+    """Every chunk's thought, by document and chunk."""
+    tokenizer = load_tokenizer(run.base / "model")[0]
+    return {
+        (d.id, n): tokenizer.decode(kept[0])
+        for d in records.documents(run.synthesized("latent_thoughts"), "warm_start")
+        for n, kept in enumerate(d.thoughts)
+        if kept
+    }
+
+
+def test_every_chunk_gets_its_own_reply(make: Any) -> None:
+    with Loopback() as server:
+        run = make(server.url)
+        counts = run.synthesize().counts
+    found = thoughts(run)
+    documents = {d.id: d for d in records.documents(run.prepared, "warm_start")}
+    assert len(server.asked) == len(found) == counts["kept"] == 60
+    for (name, n), thought in found.items():
+        chunk = documents[name].chunks[n].text.strip()
+        question = next(q for q in server.asked if f"Passage:\n{chunk}\n" in q)
+        context = documents[name].chunks[n - 1].text.strip() if n else "(nothing: the text begins here)"
+        assert f"Context:\n{context}\n" in question
+        reply = plain_reply({"messages": [{"content": question}]})["choices"][0]["message"]["content"]
+        assert thought == reply
+
+
+def test_a_second_run_asks_nothing_and_a_changed_prompt_asks_all(make: Any, tmp_path: Path) -> None:
+    from latent_thoughts.teachers import prompts
+
+    (path,) = [p for p in prompts.copy_to(tmp_path / "prompts") if p.name == "latent_thoughts.yaml"]
+    with Loopback() as server:
+        make(server.url).synthesize()
+        first = thoughts(make(server.url))
+        make(server.url).synthesize()
+        make(server.url, f"synthesize.prompts=[{path}]").synthesize()  # a copy is the same prompt
+        assert len(server.asked) == 60
+        path.write_text(path.read_text().replace("come between", "stand between"))
+        run = make(server.url, f"synthesize.prompts=[{path}]")
+        run.synthesize()
+        assert len(server.asked) == 120
+        assert all("stand between" in question for question in server.asked[60:])
+        make(server.url).synthesize()  # the first prompt again
+        assert len(server.asked) == 120 and thoughts(make(server.url)) == first
+
+
+def test_no_more_than_the_limit_at_once(make: Any) -> None:
+    with Loopback(latency=0.02) as server:
+        make(server.url, "synthesize.teacher.concurrency=5").synthesize()
+    assert server.most_at_once == 5
+
+
+def test_requests_a_minute_are_held_to(make: Any) -> None:
+    """The library's bucket lets a minute's worth through at once, and then one at a time."""
+    with Loopback() as server:
+        make(server.url, "synthesize.teacher.requests_per_minute=1200", "data.limit=1").synthesize()
+        assert len(server.asked) == 3
+        run = make(server.url, "synthesize.teacher.requests_per_minute=40", folder="slow")
+        with Processes(run) as processes:
+            child = processes.start()
+            while len(server.asked) < 43:
+                time.sleep(0.01)
+            time.sleep(2.0)  # at 40 a minute, one in 1.5 seconds
+            asked = len(server.asked) - 3
+            processes.kill(child)
+    assert 40 <= asked <= 43
+
+
+class Processes:
+    """`latent-thoughts synthesize` in processes of its own, as often as `start` is called."""
+
+    def __init__(self, run: Run):
+        path = run.folder.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
+        script = str(Path(__file__).with_name("forking.py"))
+        command = [sys.executable, script, "synthesize", str(path), "--out", str(run.folder), "--yes"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def _line(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def start(self) -> int:
+        """The process id."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def ended(self) -> int:
+        """Waits; the exit status."""
+        return self._line()
+
+    def kill(self, child: int) -> None:
+        os.kill(child, signal.SIGKILL)
+        assert self.ended() == -signal.SIGKILL
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+
+def test_a_faulty_endpoint_and_three_kills_lose_nothing(make: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    """500 chunks; a quarter of the requests fail in one of six ways; the process is killed three times on the way."""
+    concurrency, kills = 32, 3
+    rows = [{"text": f"Text {n} is about {n * n}. "} for n in range(500)]
+    Path(values["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"]["shard_documents"] = 100
+    values["synthesize"]["failed"] = "raw"
+    values["synthesize"]["teacher"] |= {"concurrency": concurrency, "retries": 5, "timeout": 0.5}
+    with Loopback(faults=0.25, latency=0.05, seed=1) as server:
+        run = make(server.url)
+        with Processes(run) as processes:
+            for _ in range(kills):
+                before, child = len(server.asked), processes.start()
+                while len(server.asked) < before + 120:
+                    time.sleep(0.005)
+                processes.kill(child)
+            processes.start()
+            assert processes.ended() == 0
+            asked = len(server.asked)
+            processes.start()
+            assert processes.ended() == 0 and len(server.asked) == asked  # there is nothing left to ask
+    manifest = run.synthesize()
+    lines = (run.synthesized("latent_thoughts") / "failures.jsonl").read_text().splitlines()
+    failures = [json.loads(line) for line in lines]
+    assert set(server.faults) == set(FAULTS)
+    assert len(thoughts(run)) == manifest.counts["kept"] == 500 - len(failures)
+    assert manifest.counts["failed"] == len(failures) == len({f["doc_id"] for f in failures})
+    assert not {(f["doc_id"], f["chunk_index"]) for f in failures} & set(thoughts(run))
+    assert all(f["kind"] and f["message"] for f in failures)
+    # A kill is a fault too: what was under way is asked again.
+    print(f"{asked} asked, {dict(server.faults)}, {len(failures)} failures")
+    assert asked <= 500 + sum(server.faults.values()) + kills * concurrency
+    assert len(set(server.asked)) == 500
+
+
+FAILING = [
+    ({"key": "sk-right"}, [], r"refuses the key in TEST_KEY"),
+    ({"model": "other"}, [], r"does not know model m: The model `m` does not exist"),
+    ({"window": 10}, [], r"maximum context length"),
+]
+
+
+@pytest.mark.parametrize(("server_settings", "overrides", "message"), FAILING)
+def test_what_cannot_work_is_said_in_one_line(
+    make: Any, monkeypatch: pytest.MonkeyPatch, server_settings: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-secret-and-wrong")
+    with Loopback(**server_settings) as server, pytest.raises(UserError, match=message) as caught:
+        make(server.url, *overrides).synthesize()
+    assert "\n" not in str(caught.value) and "sk-secret" not in str(caught.value)
+    assert len(server.asked) < 60  # it does not go on asking
+
+
+def test_an_endpoint_that_is_down(make: Any) -> None:
+    with Loopback() as server:
+        pass
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+/v1 cannot be reached: .*(refused|connect)"):
+        make(server.url, "synthesize.teacher.retries=0").synthesize()
+
+
+def test_a_chunk_too_long_for_the_teacher_is_named_and_the_others_are_kept(make: Any, values: dict[str, Any]) -> None:
+    rows = [{"text": "Short one. "}, {"text": "word " * 90}, {"text": "Short two. "}]
+    Path(values["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Loopback(window=400) as server:
+        run = make(server.url)
+        with pytest.raises(
+            UserError, match=r"1 of the questions failed \(1 too_long\), first document \w+, chunk 0"
+        ) as e:
+            run.synthesize()
+        assert "\n" not in str(e.value)
+        assert len(server.asked) == 3
+        with pytest.raises(UserError):
+            make(server.url).synthesize()
+        assert len(server.asked) == 4  # the two that are answered are not asked again
+        counts = make(server.url, "synthesize.failed=drop").synthesize().counts
+        assert (counts["kept"], counts["failed"], counts["documents"]) == (2, 1, 2)
+        assert len(server.asked) == 5
+
+
+def test_the_key_comes_from_the_environment_and_is_stored_nowhere(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-very-secret")
+    with Loopback(key="sk-very-secret") as server:
+        run = make(server.url)
+        run.synthesize()
+    assert len(thoughts(run)) == 60
+    files = [p for p in run.folder.rglob("*") if p.is_file()]
+    assert files and not any(b"sk-very-secret" in p.read_bytes() for p in files)
+
+
+def test_openais_own_endpoint_needs_a_key(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    with pytest.raises(UserError, match="set the environment variable TEST_KEY"):
+        make("null").synthesize()
+
+
+def test_equal_questions_are_asked_once(make: Any, values: dict[str, Any]) -> None:
+    texts = [f"Row {n}. The same ending. " for n in (1, 2)]
+    Path(values["data"]["source"]).write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    with Loopback(latency=0.05) as server:
+        run = make(server.url, "synthesize.context_chunks=0")
+        run.synthesize()
+    assert Counter("ending" in question for question in server.asked) == {False: 2, True: 1}
+    assert len(thoughts(run)) == 4
+
+
+def test_a_reply_that_was_cut_is_told_from_a_whole_one(make: Any) -> None:
+    with Loopback(lambda body: completion("It begins but", "length")) as server:
+        counts = make(server.url, "data.limit=1", "synthesize.attempts=2").synthesize().counts
+    assert (counts["fault_cut"], counts["raw"], counts["kept"], len(server.asked)) == (6, 3, 0, 6)
