@@ -53,7 +53,7 @@ def fine_tune(
 
 
 def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:
-    """Asks the recipe's tasks of any model: a folder, a hub name or a GGUF file. Appends a row to FOLDER/results.json."""
+    """Asks the recipe's tasks of a folder, a hub name or a GGUF file. Puts a row into FOLDER/results.json."""
     if not recipe.evaluate.tasks:
         raise UserError("evaluate.tasks is empty: name the tasks to ask")
     where = Path(model)
