@@ -14,6 +14,7 @@ for the harness's default.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -212,7 +213,7 @@ def rows(benchmark: Benchmark, subject: Subject, split: str) -> list[Row]:
     for number, row in enumerate(found, 1):
         if missing := [name for name in subject.fields if row.get(name) is None]:
             raise UserError(f"task {benchmark.name}: row {number} of {where} has no field {missing[0]}")
-        if PRIVATE.search(str(list(row.values()))):
+        if PRIVATE.search(json.dumps(row, ensure_ascii=False, default=str)):
             raise UserError(f"task {benchmark.name}: row {number} of {where} holds U+E000 or U+E001, which are taken")
     if benchmark.data is not None and subject.kind is not None:
         found = [row for row in found if row.get("type") == subject.kind]
