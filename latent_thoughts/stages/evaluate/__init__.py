@@ -21,7 +21,7 @@ from latent_thoughts.types import Manifest, UserError
 
 __all__ = ["evaluate"]
 
-SHARD = 250  # documents scored between two that a killed evaluation keeps
+SHARD = 50  # documents scored between two that a killed evaluation keeps
 
 
 def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: bool) -> Manifest:

@@ -57,7 +57,7 @@ def test_answers_and_figures_are_those_of_the_harness_hf_model(model: Path, tmp_
         assert value["value"] == expected["results"][name][metric]
     texts = {s["arguments"][0][0]: s["resps"][0][0] for s in expected["samples"][name]}
     mine = {r["prompt"]: r["text"] for r in rows(tmp_path / "out")}
-    assert mine == texts and len(set(texts.values())) > 3
+    assert mine == texts and len(set(texts.values())) > 1
 
 
 def test_choices_are_scored_as_by_the_harness_hf_model(model: Path, tmp_path: Path) -> None:
@@ -66,10 +66,11 @@ def test_choices_are_scored_as_by_the_harness_hf_model(model: Path, tmp_path: Pa
 
     from latent_thoughts.stages.evaluate.harness import EngineLM
 
-    asked = Benchmark(name="mmlu_stem", form="direct", data=benchmarks.write(tmp_path, benchmarks.MMLU), shots=1)
-    loaded = models.load(model, Model())
-    ours = EngineLM(engine=TorchEngine(loaded, Engine()), tokenizer=models.plain_tokenizer(model), config=loaded.config)
-    theirs = HFLM(pretrained=str(model), dtype="float32", device="cpu")
+    asked = Benchmark(name="mmlu_stem", form="direct", data=benchmarks.write(tmp_path, benchmarks.MMLU), shots=0)
+    loaded, short = models.load(model, Model()), models.config_of(model)
+    short.max_position_embeddings = 100
+    ours = EngineLM(engine=TorchEngine(loaded, Engine()), tokenizer=models.plain_tokenizer(model), config=short)
+    theirs = HFLM(pretrained=str(model), dtype="float32", device="cpu", max_length=100)
     scores = []
     for lm in (ours, theirs):
         made = {name: task for name, (_, task) in tasks.build(asked).items()}
@@ -85,7 +86,7 @@ def test_choices_are_scored_as_by_the_harness_hf_model(model: Path, tmp_path: Pa
     requests = [Instance("loglikelihood", {}, text, 0, ("", n, 1)) for n, text in enumerate(texts)]
     for mine, other in zip(ours.loglikelihood(requests), theirs.loglikelihood(requests), strict=True):
         assert mine == (pytest.approx(other[0], abs=1e-4), other[1])
-    whole = [Instance("loglikelihood_rolling", {}, ("Ann has figs. " * 400,), 0, ("", 0, 1))]
+    whole = [Instance("loglikelihood_rolling", {}, ("Ann has figs. " * 20,), 0, ("", 0, 1))]
     assert ours.loglikelihood_rolling(whole)[0] == pytest.approx(theirs.loglikelihood_rolling(whole)[0], rel=1e-5)
 
 
