@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts import model as models
-from latent_thoughts.config import Benchmark, FineTune, Recipe, Train, parse
+from latent_thoughts.config import BUDGETS, Benchmark, FineTune, Recipe, Train, parse
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.stages.evaluate import tasks
@@ -20,8 +20,8 @@ from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Chunk, Manifest, ThoughtDocument
 
 SPLIT, NAME = "train", "train-00000.parquet"
-BATCH = 64  # documents (the paper's)
-PAPER: dict[str, Any] = {"epochs": 5, "lr": 1e-4, "loss_on": "targets", "weight_decay": 0.01, "sequence_length": 1024}
+BATCH, EPOCHS = 64, 5  # the paper's; a batch in documents
+PAPER: dict[str, Any] = {"lr": 1e-4, "loss_on": "targets", "weight_decay": 0.01, "sequence_length": 1024}
 
 
 def asked(config: FineTune) -> Benchmark:
@@ -34,7 +34,8 @@ def asked(config: FineTune) -> Benchmark:
 def training(config: FineTune, documents: Manifest) -> Train:
     """The M-step's settings; as many rows a batch as hold about 64 documents, unless the recipe says."""
     layout = {"layout": "prior" if config.form == "latent" else "raw"}
-    train = parse(Train, {**PAPER, **layout, **config.train}, "evaluate.fine_tune.train")
+    budget = {} if any(name in config.train for name in BUDGETS) else {"epochs": EPOCHS}
+    train = parse(Train, {**PAPER, **budget, **layout, **config.train}, "evaluate.fine_tune.train")
     if "rows" in config.train:
         return train
     tokens = BATCH * documents.counts["tokens"] / documents.counts["documents"]

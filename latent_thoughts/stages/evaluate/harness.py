@@ -155,7 +155,12 @@ class EngineLM(TemplateLM):
     # Likelihood
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
-        """Of each continuation: its log-probability, and whether it is what greedy decoding gives."""
+        """Of each continuation: its log-probability, and whether it is what greedy decoding gives.
+
+        What does not fit the model's length is cut off a context's left, as HFLM cuts.
+        """
+        room = self.max_length + 1
+        requests = [(text, context[-max(1, room - len(given)) :], given) for text, context, given in requests]
         grouped: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for _, context, continuation in requests:
             grouped.setdefault(tuple(context), []).append(tuple(continuation))
