@@ -48,10 +48,11 @@ class Comparison:
     lower: bool = False
 
     @property
-    def verdict(self) -> str:
+    def better(self) -> str | None:
+        """The better model's name; None where no difference is shown."""
         if not self.adjusted < statistics.SIGNIFICANT:
-            return "no difference shown"
-        return f"{self.first if (self.difference.value > 0) != self.lower else self.second} is better"
+            return None
+        return self.first if (self.difference.value > 0) != self.lower else self.second
 
 
 def load(folder: Path) -> Model:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from latent_thoughts.stages.evaluate.compare import Comparison, Model
 from latent_thoughts.stages.evaluate.repeated import shown as repeated
+from latent_thoughts.stages.evaluate.statistics import SIGNIFICANT
 
 HEADS = (
     "task",
@@ -61,17 +62,25 @@ def tasks_table(evaluations: Iterable[dict[str, Any]]) -> Table:
 
 
 def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> list[Table]:
-    """Every model's figures, and every pair's difference with its verdict."""
-    figures = [[m.name, *key, str(f["n"]), str(f["seeds"]), share(f)] for m in models for key, f in m.figures.items()]
+    """Every model's figures, and every pair's difference with its verdict. Models go by letters."""
+    letters = {m.name: chr(ord("A") + n) for n, m in enumerate(models)}
+    figures = [
+        [letters[m.name], m.name, *key, str(f["n"]), str(f["seeds"]), share(f)]
+        for m in models
+        for key, f in m.figures.items()
+    ]
     rows = []
     for c in found:
         d, unit = c.difference, 1 if c.lower else 100
-        interval = f"{unit * d.low:+.3g} to {unit * d.high:+.3g}"
-        sizes = [c.task, c.first, c.second, str(d.n), f"{unit * d.value:+.3g}", interval]
-        rows.append([*sizes, f"{d.p:.3g}", f"{c.adjusted:.3g}", d.test, c.verdict])
-    heads = ("what", "first", "second", "n", "difference", "95 %", "p", "adjusted", "test", "verdict")
-    note = "First minus second: points of accuracy, or bits per byte (lower is better). Adjusted: false discovery rate."
-    tables = [_table("Models", ("model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []
+        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})"
+        better = "no difference shown" if c.better is None else f"{letters[c.better]} is better"
+        pair = f"{letters[c.first]} − {letters[c.second]}"
+        rows.append([c.task, pair, str(d.n), gap, f"{d.p:.2g}", f"{c.adjusted:.2g}", better])
+    tests = ", ".join(dict.fromkeys(c.difference.test for c in found))
+    note = f"Points of accuracy, or bits per byte (lower is better), with 95 % intervals. p: {tests}; adjusted: false "
+    note += f"discovery rate; a difference is called real below {SIGNIFICANT}."
+    heads = ("what", "models", "n", "difference", "p", "adjusted", "verdict")
+    tables = [_table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []
     return [*tables, _table("Differences", heads, rows, note)]
 
 
