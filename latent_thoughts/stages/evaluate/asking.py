@@ -9,10 +9,11 @@ Every answered question is kept at once: what was killed goes on where it was, a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,22 @@ def _rows(lm: Any, benchmark: Benchmark, made: dict[str, Any], advance: Any) -> 
             for _, task in made.values():
                 task.set_fewshot_seed(tasks.FEWSHOT_SEED)
             given = {name: task for name, (_, task) in made.items()}
-            found: Any = evaluator.evaluate(
-                lm, {"tasks": given, "groups": {}, "group_map": {}}, bootstrap_iters=0, log_samples=True
-            )
+            with _without_bars():
+                found: Any = evaluator.evaluate(lm, {"tasks": given, "groups": {}, "group_map": {}}, bootstrap_iters=0)
             for name, (subject, task) in made.items():
                 yield from _graded(lm, benchmark, subject, task, found["samples"][name])
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """The harness shows a bar of its own for every subject, sample and budget; ours shows the questions."""
+    from lm_eval.api import task
+
+    shown, task.tqdm = task.tqdm, lambda rows, **_: rows
+    try:
+        yield
+    finally:
+        task.tqdm = shown
 
 
 def _graded(lm: Any, benchmark: Benchmark, subject: tasks.Subject, task: Any, logged: Sequence[dict[str, Any]]) -> Any:

@@ -133,6 +133,9 @@ class EngineLM(TemplateLM):
 
     # Likelihood
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm)
+
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         """Of each continuation: its log-probability, and whether it is what greedy decoding gives.
 
