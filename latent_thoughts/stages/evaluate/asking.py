@@ -81,9 +81,13 @@ def ask_task(
     journal = Journal(folder / "answered.jsonl")
     total = sum(len(task.eval_docs) for _, task in made.values())
     began = time.perf_counter()
-    with loaded_engine(recipe, weights) as engine, track(name_of(benchmark), total, "questions") as advance:
-        from latent_thoughts.stages.evaluate.harness import EngineLM
+    from lm_eval.models.utils import resolve_max_length
 
+    from latent_thoughts.stages.evaluate.harness import EngineLM
+
+    longest = resolve_max_length(models.config_of(weights)) - 2
+    loaded = loaded_engine(recipe, weights, longest)
+    with loaded as engine, track(name_of(benchmark), total, "questions") as advance:
         lm = EngineLM(
             engine=engine,
             tokenizer=models.plain_tokenizer(weights),
