@@ -150,7 +150,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Likelihood, bound and answers of an iteration's model on held-out documents, and the recipe's tasks."""
+    from rich.console import Console
+
     from latent_thoughts import em, examine
+    from latent_thoughts.stages.evaluate.shown import places_table
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
@@ -161,6 +164,7 @@ def evaluate(
         loop = em.Loop(run, "em", run.recipe.sample, out)
         row, evaluated = loop.evaluate(iteration)
         _tell(loop.iteration(iteration) / "evaluate", evaluated.counts)
+        Console().print(places_table(evaluated.counts))
         _tell_tasks(row["tasks"])
         examine.record(run.recipe, out, row)
 
