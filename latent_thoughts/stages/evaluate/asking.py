@@ -2,6 +2,7 @@
 
     FOLDER/results.json      figures with their errors (docs/formats.md)
     FOLDER/results.md        the same as a table
+    FOLDER/budget.svg        accuracy against thought tokens, where several budgets were asked for
     FOLDER/samples.parquet   every prompt, thought, answer and grade
 
 Every answered question is kept at once: what was killed goes on where it was, and asks nothing twice.
@@ -27,7 +28,7 @@ from latent_thoughts.data.corpus import Source
 from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.runlog import provenance, track
 from latent_thoughts.stages.evaluate import repeated, statistics, tasks
-from latent_thoughts.stages.evaluate.shown import markdown
+from latent_thoughts.stages.evaluate.shown import curve, markdown
 from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, sha256, stage_key, write_json
 from latent_thoughts.types import Manifest, UserError
 
@@ -106,9 +107,7 @@ def ask_task(
     counts = {**described(benchmark, [seed]), "results": figures(benchmark, [rows], clean), **took}
     if found is not None:
         counts["contamination"] = repeated.counts(rows, found)
-    write_json(folder / "results.json", {"run": provenance(recipe), **counts})
-    with atomic(folder / "results.md") as temporary:
-        temporary.write_text(markdown([counts]), encoding="utf-8")
+    _write(folder, {"run": provenance(recipe), **counts})
     journal.remove()
     return stage.close(["samples.parquet"], counts)
 
@@ -280,7 +279,14 @@ def joined(benchmark: Benchmark, folders: Sequence[Path], seeds: list[int], into
     """The results of one task asked of models that differ by training seed alone, as one; written to `into`."""
     rows = [pq.read_table(folder / "samples.parquet").to_pylist() for folder in folders]
     found = {**described(benchmark, seeds), "results": figures(benchmark, rows)}
-    write_json(into / "results.json", found)
-    with atomic(into / "results.md") as temporary:
-        temporary.write_text(markdown([found]), encoding="utf-8")
+    _write(into, found)
     return found
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    write_json(folder / "results.json", results)
+    with atomic(folder / "results.md") as temporary:
+        temporary.write_text(markdown([results]), encoding="utf-8")
+    if len(results["results"]) > 1:
+        with atomic(folder / "budget.svg") as temporary:
+            curve(results, temporary)

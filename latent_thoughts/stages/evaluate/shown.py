@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -53,6 +54,24 @@ def share(figure: dict[str, Any]) -> str:
 def markdown(evaluations: Iterable[dict[str, Any]]) -> str:
     rows = [HEADS, ["---"] * len(HEADS), *lines(evaluations)]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+
+
+def curve(evaluation: dict[str, Any], path: Path) -> None:
+    """Draws accuracy against the budget of thought tokens, with standard errors, as SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((5.1, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="Thought tokens allowed", ylabel="Accuracy, %", title=evaluation["name"])
+    lines = {"accuracy": "accuracy", "majority": "majority vote"}
+    for name, label in lines.items():
+        points = [(r["budget"], r[name]) for r in evaluation["results"] if name in r]
+        if points:
+            budgets, values = zip(*points, strict=True)
+            errors = [100 * (v["se"] or 0) for v in values]
+            axes.errorbar(budgets, [100 * v["value"] for v in values], errors, marker="o", capsize=2, label=label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def tasks_table(evaluations: Iterable[dict[str, Any]]) -> Table:

@@ -95,6 +95,7 @@ def test_a_thought_is_drawn_once_and_cut_at_every_budget(model: Path, tmp_path: 
     whole = benchmark(tmp_path, form="latent", budgets=[0, 3, 9])
     found = asking.ask_task(recipe(), whole, model, tmp_path / "out").counts["results"]
     assert [r["budget"] for r in found] == [0, 3, 9]
+    assert "<svg" in (tmp_path / "out" / "budget.svg").read_text()
     assert found[0]["thought_tokens"] == 0 < found[1]["thought_tokens"] <= 3 < found[2]["thought_tokens"] <= 9
     by_budget = {b: {r["question_id"]: r for r in rows(tmp_path / "out") if r["budget"] == b} for b in (0, 3, 9)}
     for question, long in by_budget[9].items():
