@@ -122,7 +122,7 @@ def _model_key(model: Path) -> str:
     return fingerprint([(file.name, sha256(file)) for file in files])
 
 
-def _rows(lm: Any, benchmark: Benchmark, made: dict[str, Any], advance: Any) -> Any:
+def _rows(lm: Any, benchmark: Benchmark, made: dict[str, Any], advance: Any) -> Iterator[dict[str, Any]]:
     """The harness grades every sample at every budget; the engine is asked with the first."""
     from lm_eval import evaluator
 
@@ -153,7 +153,9 @@ def _without_bars() -> Iterator[None]:
         task.tqdm = shown
 
 
-def _graded(lm: Any, benchmark: Benchmark, subject: tasks.Subject, task: Any, logged: Sequence[dict[str, Any]]) -> Any:
+def _graded(
+    lm: Any, benchmark: Benchmark, subject: tasks.Subject, task: Any, logged: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """One row (SAMPLES) a question, from the harness's own record of it: one of every filter."""
     metric, by = subject.headline(benchmark.form)
     grades: dict[int, list[tuple[str, float]]] = {}

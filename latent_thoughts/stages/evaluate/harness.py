@@ -65,6 +65,7 @@ class EngineLM(TemplateLM):
         self.budgets, self.budget = tuple(sorted(set(budgets), reverse=True)), max(budgets)
         self.samples, self.sample = samples, 0
         self.codec: Codec | None = None
+        self.scored: list[str] = []  # the tasks of the requests in hand
         self.known: dict[str, Any] = dict(journal.known) if journal else {}
         self.asked = 0  # questions that the engine was asked
 
@@ -134,7 +135,11 @@ class EngineLM(TemplateLM):
     # Likelihood
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm)
+        self.scored = [str(request.task_name) for request in requests]
+        try:
+            return super().loglikelihood(requests, disable_tqdm)
+        finally:
+            self.scored = []
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         """Of each continuation: its log-probability, and whether it is what greedy decoding gives.
@@ -146,7 +151,8 @@ class EngineLM(TemplateLM):
         grouped: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for _, context, continuation in requests:
             grouped.setdefault(tuple(context), []).append(tuple(continuation))
-        choices = [Choices(context, tuple(dict.fromkeys(given))) for context, given in grouped.items()]
+        of_task = dict(zip((tuple(context) for _, context, _ in requests), self.scored, strict=False))
+        choices = [Choices(c, tuple(dict.fromkeys(given)), of_task.get(c, "")) for c, given in grouped.items()]
         self._run(choices)
         table = {
             (c.context, ids): values
