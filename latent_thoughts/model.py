@@ -137,6 +137,11 @@ def _plain(model: Any) -> Any:
     return plain
 
 
+def load_chat(config: Model) -> tuple[Any, Any]:
+    """(model, tokenizer) of a pretrained model as it is, on its device. Raises UserError where it cannot be loaded."""
+    return _load_pretrained(config).to(device_of(config)).eval(), _load_tokenizer(config, "", 0)
+
+
 def _load_tokenizer(config: Model, source: str, seed: int) -> Any:
     from transformers import AutoTokenizer
 

@@ -37,6 +37,7 @@ class Data(Section):
 
     source: str = "world:castle"  # world:NAME, a path or glob, hub:NAME[:CONFIG], or disk:FOLDER
     format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    chunks: bool = False  # rows hold `text` and `chunks` of `suffix` and `latent`, as published thoughts do
     split: str = "train"  # of a Hugging Face dataset
     id: str | None = None  # column; default: a hash of the text
     text: str = "{text}"  # template
@@ -52,6 +53,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _thought_has_a_place(self) -> Data:
+        if self.chunks and (self.pieces or self.thought or self.extract):
+            raise ValueError("chunks bring pieces and thoughts of their own: take pieces, thought and extract away")
         if self.thought is not None and not self.pieces:
             raise ValueError("thought stands before the last of data.pieces: set them too")
         return self

