@@ -139,15 +139,55 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
 
 
 @app.command
-def evaluate(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 0) -> None:
-    """Likelihood, bound and answers of an iteration's model on held-out documents."""
-    from latent_thoughts.em import Loop
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    iteration: Iteration = 0,
+    model: Annotated[
+        str | None, Parameter(help="Ask the recipe's tasks of this model instead: a folder, a hub name or a GGUF file.")
+    ] = None,
+) -> None:
+    """Likelihood, bound and answers of an iteration's model on held-out documents, and the recipe's tasks."""
+    from rich.console import Console
+
+    from latent_thoughts import em, examine
+    from latent_thoughts.stages.evaluate.shown import places_table
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides)
-        folder = Loop(run, "em", run.recipe.sample, out).iteration(iteration)
-        _tell(folder / "evaluate", run.evaluate(folder).counts)
+        if model is not None:
+            _tell_tasks(examine.evaluate_model(run.recipe, model, out))
+            return
+        loop = em.Loop(run, "em", run.recipe.sample, out)
+        row, evaluated = loop.evaluate(iteration)
+        _tell(loop.iteration(iteration) / "evaluate", evaluated.counts)
+        Console().print(places_table(evaluated.counts))
+        _tell_tasks(row["tasks"])
+        examine.record(run.recipe, out, row)
+
+
+@app.command
+def compare(
+    models: Annotated[
+        list[Path], Parameter(help="Two folders or more in which something was evaluated: RUN/iter_01 ...")
+    ],
+    /,
+) -> None:
+    """Compare evaluated models on the same questions and texts, and say which differences are real."""
+    from rich.console import Console
+
+    from latent_thoughts.stages.evaluate.compare import compare as differences
+    from latent_thoughts.stages.evaluate.compare import load
+    from latent_thoughts.stages.evaluate.shown import comparison_tables
+
+    if len(models) < 2:
+        raise UserError("name two folders at least")
+    found = [load(folder) for folder in models]
+    for table in comparison_tables(found, differences(found)):
+        Console().print(table)
 
 
 @app.command
@@ -242,8 +282,19 @@ def _tell(folder: Path, counts: dict[str, object]) -> None:
 
     table = Table(title=str(folder), show_header=False, title_justify="left")
     for name, value in counts.items():
+        if isinstance(value, list | dict):  # tables of their own: the manifest has them
+            continue
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
+
+
+def _tell_tasks(results: list[dict[str, object]]) -> None:
+    from rich.console import Console
+
+    from latent_thoughts.stages.evaluate.shown import tasks_table
+
+    if results:
+        Console().print(tasks_table(results))
 
 
 def main() -> None:

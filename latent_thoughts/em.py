@@ -13,10 +13,11 @@ RUN/results.json  RUN/report.html
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import examine
 from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
 from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
@@ -85,7 +86,23 @@ class Run:
         return training.train(config, recipe.model, *where)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:
-        return evaluating.evaluate(self.recipe, folder / "train", self.prepared, folder / "evaluate", thinks)
+        """Held-out text and answers, and every task of the recipe; `counts` have the tasks' results too."""
+        model, recipe = folder / "train", self.recipe
+        found = evaluating.evaluate(recipe, model, self.prepared, folder / "evaluate", thinks)
+        trained_on = self._trained_on(folder) if recipe.evaluate.tasks or recipe.evaluate.fine_tune else {}
+        asked = examine.ask(recipe, model, folder, thinks, trained_on)
+        if thinks or (recipe.evaluate.fine_tune and recipe.evaluate.fine_tune.form != "latent"):
+            asked += examine.fine_tune(recipe, model, folder, trained_on)
+        return replace(found, counts={**found.counts, "tasks": asked})
+
+    def _trained_on(self, folder: Path) -> dict[str, Source]:
+        """The text and the thoughts that a model may have seen."""
+        found = {split: Source(self.prepared, split) for split in ("warm_start", "corpus")}
+        if (self.warm_start / "synthesize" / "manifest.json").exists():
+            found["synthesize"] = Source(self.warm_start / "synthesize", "warm_start")
+        if (folder / "sample" / "manifest.json").exists():
+            found["sample"] = Source(folder / "sample", "corpus")
+        return found
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,14 @@ class Loop:
             previous = self.iteration(number - 1) / "train" if number > 1 else None
         return run._train(config, sources, folder, previous)
 
+    def evaluate(self, number: int) -> tuple[Row, Manifest]:
+        """An iteration's row and what was evaluated; the iteration must have been trained."""
+        folder = self.iteration(number)
+        evaluated, trained = self.run.evaluate(folder), read_manifest(folder / "train")
+        sampled = read_manifest(folder / "sample") if number else None
+        method, k = (self.method, self.config.k) if number else ("warm_start", 0)
+        return row(self.run, method, number, k, trained, evaluated, sampled), evaluated
+
     def rows(self) -> Iterator[Row]:
         """Runs all iterations; yields a results row after each."""
         for number in range(1, self.run.recipe.em.iterations + 1):
@@ -157,6 +182,9 @@ def row(
         "accuracy_unknown": e["accuracy_unknown"],
         "bound_per_token": {str(k): e[f"bound_{k}_per_token"] for k in run.recipe.evaluate.bound},
         "nll_per_token": e["nll_per_token"],
+        "nll_raw_per_token": e["nll_raw_per_token"],
+        "bits_per_byte": {name: e[f"{name}_bits_per_byte"] for name in _likelihoods(run)},
+        "tasks": e["tasks"],
         "train_tokens": trained.counts["tokens"],
         "train_steps": trained.counts["step"],
         "thought_correct_sampled": s.get("thought_correct_sampled"),
@@ -173,6 +201,10 @@ def row(
             "evaluate": e["seconds"],
         },
     }
+
+
+def _likelihoods(run: Run) -> list[str]:
+    return ["nll", "nll_raw", *(f"bound_{k}" for k in run.recipe.evaluate.bound)]
 
 
 def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row]:

@@ -149,8 +149,11 @@ def _plain(model: Any) -> Any:
     return plain
 
 
-def load_chat(config: Model) -> tuple[Any, Any]:
-    """(model, tokenizer) of a pretrained model as it is, on its device. Raises UserError where it cannot be loaded."""
+def load_plain(config: Model) -> tuple[Any, Any]:
+    """(model, tokenizer) of a pretrained model as it is, without thought tokens, on its device.
+
+    Raises UserError where it cannot be loaded.
+    """
     return _load_pretrained(config).to(device_of(config)).eval(), base_tokenizer(config, "", 0)
 
 
@@ -220,13 +223,25 @@ def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
 
 def load_tokenizer(folder: Path) -> tuple[Any, Controls]:
     """The tokenizer of a folder that `save` wrote. Raises UserError where there is none, or no thought tokens."""
+    tokenizer = plain_tokenizer(folder)
+    return tokenizer, controls_of(tokenizer)
+
+
+def config_of(folder: Path) -> Any:
+    """The configuration of any model's folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+def plain_tokenizer(folder: Path) -> Any:
+    """The tokenizer of any model's folder. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from None
-    return tokenizer, controls_of(tokenizer)
 
 
 def blocks(model: Any) -> list[Any]:

@@ -131,6 +131,10 @@ class Stage:
         with atomic(self.shard(name)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a shard that this stage wrote."""
+        return pq.read_table(self.shard(name)).to_pylist()
+
     def done(self, name: str) -> dict[str, Any] | None:
         """The counts of a shard that is there already, else None."""
         path = self.shard(name)
@@ -146,6 +150,31 @@ class Stage:
         manifest = Manifest(self.name, self.key, described, counts)
         write_json(self.folder / "manifest.json", asdict(manifest))
         return manifest
+
+
+class Journal:
+    """Results kept one by one as they come: a JSON line each, by key, in a file that only grows.
+
+    A process that is killed loses the line it was writing, and nothing else.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.known = path, dict[str, Any]()
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what has no end was cut off
+        for line in lines:
+            key, value = json.loads(line)
+            self.known[key] = value
+        with path.open("ab") as file:
+            file.truncate(sum(len(line) + 1 for line in lines))
+
+    def add(self, key: str, value: Any) -> None:
+        self.known[key] = value
+        with self.path.open("ab") as file:
+            file.write(json.dumps([key, value]).encode() + b"\n")
+
+    def remove(self) -> None:
+        """Once what it holds stands in a shard."""
+        self.path.unlink(missing_ok=True)
 
 
 def _read_object(path: Path, *names: str) -> dict[str, Any]:

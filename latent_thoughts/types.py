@@ -67,8 +67,8 @@ class Draw:
 
     `ids` exclude the end token. `logprobs` (nats, under the distribution really sampled, so at its
     temperature) cover `ids`, and the end token where `finish` is "end"; `model_logprobs` are the
-    same untempered. Other finishes: "length" (no end token within the limit) and "control" (another
-    control token came up).
+    same untempered. Other finishes: "length" (no end token within the limit), "control" (another
+    control token came up) and "halt" (who asked wanted no more).
     """
 
     ids: tuple[int, ...]

@@ -33,7 +33,7 @@ def recipe(tmp_path: Path, small: dict[str, Any]) -> Path:
     return path
 
 
-VERBS = "demo prepare synthesize prompts sample train evaluate em report export ask".split()
+VERBS = "demo prepare synthesize prompts sample train evaluate compare em report export ask".split()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latent_thoughts import store
-from latent_thoughts.store import Stage, atomic, fingerprint, read_manifest, read_rows, run_lock, stage_key
+from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, read_rows, run_lock, stage_key
 from latent_thoughts.types import Manifest, UserError
 
 SCHEMA = pa.schema([("n", pa.int64())])
@@ -238,3 +240,25 @@ def test_temporary_files_of_a_killed_process_are_removed_and_shards_kept(tmp_pat
     (folder / ".b.parquet.1.tmp").write_text("half")
     assert Stage(folder, "x", key).manifest is not None
     assert names(folder) == {"a.parquet", "manifest.json", "stage.json"}
+
+
+# --- journals
+
+
+@given(st.dictionaries(st.text(), st.lists(st.integers()) | st.text()), st.integers(0, 60))
+def test_a_journal_keeps_whole_lines_and_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, values: dict, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j.jsonl"
+    journal = Journal(path)
+    for key, value in values.items():
+        journal.add(key, value)
+    written = path.read_bytes() if values else b""
+    path.write_bytes(written[: max(0, len(written) - cut)])
+    again = Journal(path)
+    assert list(again.known.items()) == list(values.items())[: len(again.known)]
+    assert len(again.known) == path.read_bytes().count(b"\n") >= len(values) - cut
+    for key, value in values.items():
+        if key not in again.known:
+            again.add(key, value)
+    assert Journal(path).known == values

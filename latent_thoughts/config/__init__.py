@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from latent_thoughts.config.base import Dumper as Dumper
 from latent_thoughts.config.base import Loader, Pattern, Positive, Section, Seed, Share, Weight, parse
+from latent_thoughts.config.evaluate import Benchmark as Benchmark
+from latent_thoughts.config.evaluate import Evaluate
+from latent_thoughts.config.evaluate import FineTune as FineTune
 from latent_thoughts.config.synthesize import Contamination, Synthesize
 from latent_thoughts.types import UserError
 
@@ -190,19 +193,6 @@ class Train(Section):
     def with_budget(self, name: str, amount: float) -> Train:
         cleared = dict.fromkeys(BUDGETS)
         return self.model_copy(update={**cleared, name: amount})
-
-
-class Evaluate(Section):
-    """Likelihood and answers on held-out documents (method, section 7)."""
-
-    documents: Positive = 500
-    bound: list[Positive] = [1, 4]  # K of the reported bounds
-    bound_posterior_share: Share = 0.5
-    bound_temperature: float = 1.0
-    answer: Pattern | None = None  # regular expression whose first group is the answer, in the last chunk
-    answer_tokens: Positive = 64
-    temperature: float = 0.0  # of thinking and answering; 0 is greedy
-    thoughts_kept: Positive = 50  # samples kept for the report
 
 
 class Mix(Section):

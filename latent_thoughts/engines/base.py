@@ -33,12 +33,15 @@ class SampleRequest:
 @dataclass(frozen=True, slots=True)
 class How:
     """How to draw. Draws end with `stop` (finish "end", not among the ids), with an id of `abort`
-    (finish "control") or at `max_tokens` (finish "length"). Temperature 0 is greedy."""
+    (finish "control"), at `max_tokens` (finish "length") or with the token after which `halt` is true of their ids
+    (finish "halt"). Temperature 0 is greedy. `top_p` draws from the likeliest tokens that have that share together."""
 
     max_tokens: int
     stop: int
     abort: frozenset[int]
     temperature: float = 1.0
+    top_p: float = 1.0
+    halt: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,18 @@ Program = Generator[Request, Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A context, encoded once, and what is asked behind it. A context may be empty, a prompt or prefix may not."""
+    """A context, encoded once, and what is asked behind it. A context may be empty, a prompt or prefix may not.
+
+    `stem` stands before the context: jobs that begin alike name the same stem, which is encoded once for all.
+    """
 
     context: Ids
     program: Program
+    stem: Ids = ()
+
+    @property
+    def whole(self) -> Ids:
+        return self.stem + self.context
 
 
 class Engine(Protocol):

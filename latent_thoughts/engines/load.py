@@ -13,8 +13,9 @@ from latent_thoughts.engines.torch_engine import TorchEngine
 
 
 @contextlib.contextmanager
-def loaded_engine(recipe: Recipe, folder: Path) -> Iterator[Engine]:
-    """Raises UserError where the engine is not installed, or the model does not suit it."""
+def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> Iterator[Engine]:
+    """`longest` is the longest sequence that will be asked for; by default that of the run's own chunks. Raises
+    UserError where the engine is not installed, or the model does not suit it."""
     if recipe.engine.kind == "torch" or recipe.engine.scorer == "torch":
         scorer = TorchEngine(models.load(folder, recipe.model), recipe.engine)
         if recipe.engine.kind == "torch":
@@ -24,7 +25,7 @@ def loaded_engine(recipe: Recipe, folder: Path) -> Iterator[Engine]:
         scorer = None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
-    longest = recipe.sample.max_tokens + recipe.evaluate.answer_tokens
+    longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
     limits = {"max_num_seqs": recipe.engine.sequences, "gpu_memory_utilization": recipe.engine.vllm_memory}
     limits["seed"] = recipe.seed % 2**31
     with contextlib.closing(VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)) as engine:

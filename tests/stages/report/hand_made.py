@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latent_thoughts.data.records import DOCUMENTS, POSTERIORS
-from latent_thoughts.stages.evaluate import ANSWERS
+from latent_thoughts.stages.evaluate.held_out import ANSWERS
 from latent_thoughts.stages.report import summary
 
 

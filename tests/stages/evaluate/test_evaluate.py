@@ -15,7 +15,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import resolve
 from latent_thoughts.data import records
 from latent_thoughts.em import Run
-from latent_thoughts.stages import evaluate as evaluating
+from latent_thoughts.stages.evaluate import statistics
 from latent_thoughts.types import UserError
 
 
@@ -79,7 +79,7 @@ def test_ratio_and_its_error_against_a_bootstrap() -> None:
     rng = np.random.default_rng(0)
     sizes, groups = rng.integers(1, 20, 300).astype(float), rng.integers(0, 100, 300)
     values = sizes * rng.normal(2, 0.5, 300) + rng.normal(0, 3, 100)[groups]
-    mean, error = evaluating.ratio(values, sizes, groups)
+    mean, error = statistics.ratio(values, sizes, groups)
     assert mean is not None and error is not None
     assert mean == pytest.approx(values.sum() / sizes.sum())
     by_group = [(values[groups == g].sum(), sizes[groups == g].sum()) for g in range(100) if (groups == g).any()]

@@ -1,0 +1,68 @@
+"""How a model is evaluated: held-out text, tasks, fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from latent_thoughts.config.base import Pattern, Positive, Section, Seed, Share
+
+
+class Benchmark(Section):
+    """One task in one form, asked through lm-evaluation-harness."""
+
+    name: Literal["gsm8k", "math", "mmlu_stem"]
+    form: Literal["direct", "cot", "latent"] = "latent"
+    data: str | None = None  # a folder with test.jsonl (and train.jsonl), or one file; default: the hub's data set
+    shots: Annotated[int, Field(ge=0)] | None = None  # few-shot examples; default: the harness's own number
+    fewshot: Literal["first", "random"] = "first"  # the same for every question, or drawn anew for each
+    limit: Positive | None = None  # the first so many questions (of every subject)
+    samples: Positive = 1  # answers to every question
+    temperature: Annotated[float, Field(ge=0)] = 0.0  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    pass_at: list[Positive] = []  # k of the reported pass@k
+    budgets: list[Annotated[int, Field(ge=0)]] = []  # thought tokens; default: sample.max_thought_tokens alone
+    max_tokens: Positive = 256  # of the answer (cot: with its reasoning)
+    bos: bool | None = None  # whether plain prompts begin with BOS; default: as the tokenizer does
+    seed: Seed | None = None  # of the samples; default: the run's
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Benchmark:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are all the same: set a temperature")
+        if any(k > self.samples for k in self.pass_at):
+            raise ValueError("pass_at needs at least as many samples")
+        if self.budgets and self.form != "latent":
+            raise ValueError("budgets are of thoughts: they need form: latent")
+        return self
+
+
+class FineTune(Section):
+    """Fine-tuning on a task's training split in the thought form before it is asked (method, section 7).
+
+    `train` overrides the M-step's settings; what it does not name is the paper's.
+    """
+
+    task: Literal["gsm8k", "math"] = "gsm8k"
+    data: str | None = None
+    form: Literal["direct", "cot", "latent"] = "latent"
+    limit: Positive | None = None  # training rows
+    seeds: Positive = 5
+    train: dict[str, Any] = {}
+    ask: dict[str, Any] = {}  # overrides of how the task is asked afterwards
+
+
+class Evaluate(Section):
+    """Likelihood and answers on held-out documents (method, section 7)."""
+
+    documents: Positive = 500
+    bound: list[Positive] = [1, 4]  # K of the reported bounds
+    bound_posterior_share: Share = 0.5
+    bound_temperature: float = 1.0
+    answer: Pattern | None = None  # regular expression whose first group is the answer, in the last chunk
+    answer_tokens: Positive = 64
+    temperature: float = 0.0  # of thinking and answering; 0 is greedy
+    thoughts_kept: Positive = 50  # samples kept for the report
+    tasks: list[Benchmark] = []
+    fine_tune: FineTune | None = None

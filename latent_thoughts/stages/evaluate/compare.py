@@ -1,0 +1,123 @@
+"""Which of several evaluated models is better, and which differences are real.
+
+A model is named by a folder in which something was evaluated: a run's iteration, a folder of tasks, or one task.
+Models are compared pairwise on the same questions, and on the same chunks of held-out text; p-values are adjusted
+for how many comparisons are made.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from latent_thoughts.stages.evaluate import statistics
+from latent_thoughts.stages.evaluate.likelihood import NATS_PER_BIT
+from latent_thoughts.stages.evaluate.statistics import Difference
+from latent_thoughts.store import read_json
+from latent_thoughts.types import UserError
+
+LIKELIHOOD = "held-out text, bits per byte"
+Key = tuple[str, str]  # task, and the form it was asked in
+
+
+@dataclass(slots=True)
+class Model:
+    """What was found in a folder: mean grades by question, by task and form, and the cost of text in bits by chunk."""
+
+    name: str
+    grades: dict[Key, dict[str, float]] = field(default_factory=dict)
+    figures: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    chunks: dict[tuple[str, int], tuple[float, int]] = field(default_factory=dict)  # bits, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """First minus second, with p adjusted. `lower` tells that lower figures are better."""
+
+    task: str
+    first: str
+    second: str
+    difference: Difference
+    adjusted: float
+    lower: bool = False
+
+    @property
+    def better(self) -> str | None:
+        """The better model's name; None where no difference is shown."""
+        if not self.adjusted < statistics.SIGNIFICANT:
+            return None
+        return self.first if (self.difference.value > 0) != self.lower else self.second
+
+
+def load(folder: Path) -> Model:
+    """Raises UserError where nothing was evaluated in the folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist")
+    model, seeds = Model(str(folder)), dict[Key, list[Any]]()
+    for samples in sorted(folder.rglob("samples.parquet")):
+        if (samples.parent / "manifest.json").exists():
+            tuned = "fine_tune" in samples.relative_to(folder.parent).parts
+            _add(model, seeds, read_json(samples.parent / "results.json"), samples, tuned)
+    for key, found in seeds.items():
+        model.grades[key] = {q: float(np.mean([g[q] for g in found])) for q in found[0]}
+        names = list(found[0])
+        model.figures[key] = statistics.over_seeds(np.array([[g[q] for q in names] for g in found]))
+    stage = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
+    for shard in sorted(stage.glob("likelihood-*.parquet")):
+        for row in pq.read_table(shard).to_pylist():
+            cost = -max(dict(row["bounds"]).items())[1] / NATS_PER_BIT
+            model.chunks[row["doc_id"], row["chunk_index"]] = (cost, row["bytes"])
+    if not model.grades and not model.chunks:
+        raise UserError(f"{folder} holds no evaluation: run latent-thoughts evaluate first")
+    return model
+
+
+def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
+    """Grades of one task's folder: means over a question's samples, by budget."""
+    found: dict[Key, dict[str, list[float]]] = {}
+    for row in pq.read_table(samples, columns=["question_id", "budget", "grade"]).to_pylist():
+        form = results["form"] + ("" if row["budget"] is None else f" ≤ {row['budget']}")
+        key = (results["name"], f"fine-tuned, {form}" if tuned else form)
+        found.setdefault(key, {}).setdefault(row["question_id"], []).append(row["grade"])
+    for key, grades in found.items():
+        means = {question: float(np.mean(values)) for question, values in grades.items()}
+        known = seeds.setdefault(key, [])
+        if known and known[0].keys() != means.keys():
+            raise UserError(f"{model.name}: the seeds of {' '.join(key)} were asked different questions")
+        known.append(means)
+
+
+def compare(models: Sequence[Model]) -> list[Comparison]:
+    """All pairs of models, in every task that both were asked: in the forms that both know, else in every pair of
+    forms. Raises UserError where two were asked different questions."""
+    found: dict[tuple[str, str, str, bool], Difference] = {}
+    for a, b in itertools.combinations(models, 2):
+        for task in dict.fromkeys(t for t, _ in a.grades if any(t == other for other, _ in b.grades)):
+            for one, other in _forms(a, b, task):
+                first, second = a.grades[task, one], b.grades[task, other]
+                if not (shared := sorted(first.keys() & second.keys())):
+                    raise UserError(f"{a.name} and {b.name} were asked different questions of {task}")
+                what = f"{task}, {one}" if one == other else f"{task}, {one} and {other}"
+                gap = statistics.paired([first[q] for q in shared], [second[q] for q in shared])
+                found[what, a.name, b.name, False] = gap
+        if chunks := sorted(a.chunks.keys() & b.chunks.keys()):
+            table = [(a.chunks[c][0] - b.chunks[c][0], a.chunks[c][1], c[0]) for c in chunks]
+            there = [row for row in table if np.isfinite(row[0])]
+            gaps, sizes, documents = (np.array(column) for column in zip(*there, strict=True))
+            found[LIKELIHOOD, a.name, b.name, True] = statistics.paired_ratio(gaps, sizes.astype(float), documents)
+    adjusted = statistics.significant(found)
+    return [
+        Comparison(task, first, second, gap, adjusted[task, first, second, lower], lower)
+        for (task, first, second, lower), gap in found.items()
+    ]
+
+
+def _forms(a: Model, b: Model, task: str) -> list[tuple[str, str]]:
+    first, second = ([form for t, form in model.grades if t == task] for model in (a, b))
+    return [(f, f) for f in first if f in second] or list(itertools.product(first, second))

@@ -1,0 +1,74 @@
+"""A tiny model over characters, and tiny GSM8K, MATH and MMLU files for it."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+
+GSM8K = [
+    {
+        "question": f"Ann has {n} figs and buys {n + 1}. How many?",
+        "answer": f"{n} + {n + 1} = {2 * n + 1}\n#### {2 * n + 1}",
+    }
+    for n in range(12)
+]
+MATH = [
+    {
+        "problem": f"What is ${n} + 1$?",
+        "solution": f"We add: $\\boxed{{{n + 1}}}$.",
+        "level": "Level 1",
+        "type": "Algebra",
+    }
+    for n in range(4)
+]
+MMLU = [
+    {"question": f"Which is {n}?", "choices": [str((n + m) % 4) for m in range(4)], "answer": 0, "type": "astronomy"}
+    for n in range(4)
+]
+
+
+def write(folder: Path, test: list[dict[str, Any]], train: list[dict[str, Any]] | None = None) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("test", test), ("train", train)):
+        if rows is not None:
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def gsm8k(folder: Path) -> str:
+    return write(folder, GSM8K[:8], GSM8K[8:])
+
+
+def save_model(folder: Path, thinks: bool = True) -> Path:
+    """A random Llama over printable characters. Its EOS comes now and then, and so do ends of thoughts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from latent_thoughts.data.tokenizer import add_control_tokens
+
+    characters = ["<unk>", "<bos>", "<eos>", *string.printable]
+    core = Tokenizer(models.WordLevel({c: n for n, c in enumerate(characters)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
+    if thinks:
+        add_control_tokens(tokenizer)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "norm" not in name:
+                parameter.mul_(6)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,138 @@
+"""Comparisons of evaluated folders, and tasks in the chain: fine-tuning, contamination, results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from latent_thoughts.config import Benchmark, resolve
+from latent_thoughts.data import records
+from latent_thoughts.em import Run
+from latent_thoughts.stages.evaluate import asking, fine_tuning, likelihood
+from latent_thoughts.stages.evaluate.compare import LIKELIHOOD, compare, load
+from latent_thoughts.store import Stage
+from latent_thoughts.types import UserError
+from tests.stages.evaluate import benchmarks
+
+
+def evaluated(folder: Path, right: list[float], asked: Benchmark | None = None, prefix: str = "gsm8k") -> Path:
+    """A folder as `ask_task` leaves it, with these grades."""
+    asked = asked or Benchmark(name="gsm8k", form="cot")
+    rows = [
+        {"question_id": f"{prefix}/{n}", "sample": 0, "budget": None, "grade": grade, "grades": [("m,f", grade)]}
+        for n, grade in enumerate(right)
+    ]
+    where = folder / "tasks" / asking.name_of(asked)
+    stage = Stage(where, "task", "key")
+    stage.write("samples.parquet", rows, asking.SAMPLES, {})
+    counts = {**asking.described(asked, [0]), "results": asking.figures(asked, [rows])}
+    (where / "results.json").write_text(json.dumps(counts))
+    stage.close(["samples.parquet"], counts)
+    return folder
+
+
+def test_which_differences_are_real(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 2, 200).astype(float)
+    worse = np.where(rng.random(200) < 0.2, 0, base)
+    other = np.where(rng.random(200) < 0.02, 1 - base, base)
+    folders = [evaluated(tmp_path / n, list(g)) for n, g in zip("abc", (base, worse, other), strict=True)]
+    found = {(Path(c.first).name, Path(c.second).name): c for c in compare([load(f) for f in folders])}
+    assert found["a", "b"].better == str(folders[0])
+    assert found["a", "b"].difference.value == pytest.approx(base.mean() - worse.mean())
+    assert found["a", "c"].better is None
+    assert all(c.adjusted >= c.difference.p for c in found.values())
+
+
+def test_models_that_were_asked_in_different_forms_are_compared_on_their_questions(tmp_path: Path) -> None:
+    a = evaluated(tmp_path / "a", [1.0] * 30 + [0.0] * 5)
+    b = evaluated(tmp_path / "b", [0.0] * 30 + [0.0] * 5, Benchmark(name="gsm8k", form="direct"))
+    (found,) = compare([load(a), load(b)])
+    assert found.task == "gsm8k, cot and direct" and found.better == str(a)
+
+
+def test_mistakes_of_comparing(tmp_path: Path) -> None:
+    a, b = evaluated(tmp_path / "a", [1.0]), evaluated(tmp_path / "b", [1.0], prefix="other")
+    with pytest.raises(UserError, match="were asked different questions of gsm8k"):
+        compare([load(a), load(b)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no evaluation"):
+        load(tmp_path / "empty")
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+def test_text_is_compared_by_document(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    costs = rng.uniform(50, 100, 40)
+    for name, extra in (("a", 0.0), ("b", 5.0)):
+        rows = [
+            {"doc_id": f"d{n // 2}", "chunk_index": n % 2, "place": 0.0, "tokens": 9, "characters": 50, "bytes": 50,
+             "log_raw": -1.0, "log_thoughtless": -1.0, "bounds": [(1, -999.0), (4, -(cost + extra))]}
+            for n, cost in enumerate(costs)
+        ]  # fmt: skip
+        Stage(tmp_path / name / "evaluate", "evaluate", "k").write(
+            "likelihood-00000.parquet", rows, likelihood.SCORES, {}
+        )
+    (found,) = compare([load(tmp_path / "a"), load(tmp_path / "b")])
+    assert found.task == LIKELIHOOD and found.difference.n == 20
+    assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
+    assert found.better == str(tmp_path / "a")
+
+
+@pytest.fixture
+def run(tmp_path: Path, small: dict[str, Any]) -> Run:
+    """Trained on documents whose text holds a question of the task, and whose thoughts hold another."""
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
+    repeated = [" ".join(words), " ".join(words[::-1])]
+    asked = [{"question": q, "answer": f"1\n#### {n}"} for n, q in enumerate([*repeated, "Who is it ?"])]
+    data = benchmarks.write(
+        tmp_path / "task", asked, [{"question": f"a {n}", "answer": f"{n}\n#### {n}"} for n in range(9)]
+    )
+    lines = [{"q": f"{repeated[0]} {n} ", "t": f"{repeated[1]} {n}", "a": "yes"} for n in range(40)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = benchmarks.save_model(tmp_path / "tokenizer", thinks=False)
+    small["data"] = {"source": str(tmp_path / "corpus.jsonl"), "pieces": ["{q}", "{a}"], "thought": "{t}",
+                     "held_out": 0.1, "warm_start": 0.5}  # fmt: skip
+    small["model"]["tokenizer"] = str(tokenizer)
+    small["model"]["base"]["max_position_embeddings"] = 2048
+    small["sample"] |= {"max_thought_tokens": 8, "max_tokens": 256}
+    small["train"] |= {"steps": 4, "sequence_length": 256}
+    task = {"name": "gsm8k", "form": "latent", "data": data, "shots": 0, "max_tokens": 4}
+    tuning = {"task": "gsm8k", "data": data, "seeds": 2, "train": {"steps": 3, "rows": 2, "sequence_length": 128}}
+    asking_it = {"samples": 2, "max_tokens": 4, "pass_at": [1, 2]}
+    small["evaluate"] = {"documents": 2, "tasks": [task], "fine_tune": {**tuning, "ask": asking_it}}
+    made = Run(resolve(small), tmp_path / "run")
+    made.prepare()
+    made.synthesize()
+    made.train_warm_start()
+    return made
+
+
+def test_tasks_in_the_chain(run: Run) -> None:
+    """Asked as it is and fine-tuned over two seeds, with what the training data repeats beside the score."""
+    asked, tuned = run.evaluate(run.warm_start).counts["tasks"]
+    assert asked["contamination"] == {"text": {"questions": 1, "of": 3}, "thoughts": {"questions": 1, "of": 3}}
+    assert asked["results"][0]["accuracy_clean"]["n"] == 1
+    (result,) = tuned["results"]
+    assert tuned["fine_tuned"] and tuned["seeds"] == [0, 1]
+    assert (result["accuracy"]["seeds"], result["accuracy"]["n"]) == (2, 3)
+    assert set(result["pass_at"]) == {"1", "2"}
+    folder = run.warm_start / "fine_tune"
+    documents = records.documents(folder / "documents", fine_tuning.SPLIT)
+    first = documents[0]
+    assert [c.text for c in first.chunks] == ["Question: a 0\nAnswer:", " #### 0"] and first.target == (False, True)
+    assert len(first.thoughts[1]) == 1
+    models = [folder / f"seed_{n}" / "train" for n in (0, 1)]
+    assert all((m / "manifest.json").exists() for m in models)
+    key = json.loads((models[0] / "manifest.json").read_text())["key"]
+    assert key != json.loads((models[1] / "manifest.json").read_text())["key"]
+    again = run.evaluate(run.warm_start).counts["tasks"]
+    assert again == [asked, tuned]
+    for path in folder.rglob("samples.parquet"):
+        assert len(pq.read_table(path)) == 6
