@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -138,21 +137,9 @@ class Extend:
         found: list[Span | None] = []
         for n, keep in enumerate(self.keep):
             part = slice(self.starts[n], self.starts[n + 1])
-            found.append(Span(*(_apart([kv[m][:, part] for kv in self.kept]) for m in (0, 1))) if keep else None)
+            kept = [torch.stack([kv[m][:, part] for kv in self.kept]) for m in (0, 1)] if keep else None
+            found.append(Span(*kept) if kept else None)
         return found
-
-
-def _apart(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The rows stacked; on a CPU in pages of their own, which go back to the system with it.
-
-    Spans live long among blocks that do not, and would leave the heap in pieces.
-    """
-    first = rows[0]
-    if first.device.type != "cpu":
-        return torch.stack(list(rows))
-    pages = mmap.mmap(-1, max(1, len(rows) * first.numel() * first.element_size()))
-    made = torch.frombuffer(pages, dtype=first.dtype)[: len(rows) * first.numel()].view(len(rows), *first.shape)
-    return torch.stack(list(rows), out=made)
 
 
 def _alike(before: Sequence[int], new: Sequence[int]) -> list[list[int]]:
