@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from latent_thoughts import model as models
@@ -22,7 +21,7 @@ class LlamaCppTeacher:
             ) from None
         path = models.path_of(str(config.model))
         try:
-            self.llama = Llama(path, n_ctx=config.window, n_threads=os.cpu_count(), verbose=False)
+            self.llama = Llama(path, n_ctx=config.window, verbose=False)
         except ValueError as error:
             raise UserError(f"cannot load model {config.model}: {' '.join(str(error).split())}") from None
 

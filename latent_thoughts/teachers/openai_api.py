@@ -54,9 +54,12 @@ class OpenAITeacher:
             if not task.cancelled():
                 answered.put_nowait(task.result())
 
+        def room() -> bool:
+            return len(under_way) + answered.qsize() < self.config.concurrency + READY
+
         try:
             while True:
-                while len(under_way) < self.config.concurrency + READY and (request := next(source, None)) is not None:
+                while room() and (request := next(source, None)) is not None:
                     task = self.loop.create_task(self._one(request))
                     under_way.add(task)
                     task.add_done_callback(ended)

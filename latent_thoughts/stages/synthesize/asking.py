@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -87,7 +88,7 @@ class Asking:
         """
         answered = good = tokens = 0
         asked = teacher.ask(self._open(documents))
-        with track("synthesize", total, "requests") as advance, contextlib.closing(asked):
+        with track("synthesize", total, "requests") as advance, contextlib.closing(asked), _settled_memory():
             for key, answer in asked:
                 self.replies.put(key, answer)
                 self.reserved -= self.under_way.pop(key, 0.0)
@@ -129,6 +130,17 @@ class Asking:
             f"the cap of {cap:g} is reached: {self.spent:.4g} is spent and the next reply might exceed it; "
             f"to go on, raise synthesize.cap and run the same command"
         )
+
+
+@contextlib.contextmanager
+def _settled_memory() -> Iterator[None]:
+    """Keeps what is loaded out of the garbage collector's rounds: with torch and transformers there, each of them would
+    hold all requests up for a tenth of a second."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def refuse(stopped: str, replies: Replies) -> UserError:
