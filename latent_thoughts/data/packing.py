@@ -8,6 +8,7 @@ out in parts: by every rank its own rows, by every loader's worker its own batch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -82,7 +83,10 @@ class Batches:
         self.cursor += 1
         lengths = self.documents.lengths(index)
         taken = [sizes[visit % len(sizes)] if sizes else None for sizes in lengths.thoughts]
-        total, size = format.extent(lengths.text, taken, self._forms(visit, index)), self.config.sequence_length
+        total, size = (
+            format.extent(lengths.text, taken, self._forms(visit, index, len(taken))),
+            self.config.sequence_length,
+        )
         return [Piece(visit, index, n, min(size, total - start)) for n, start in enumerate(range(0, total, size))]
 
     def _order(self) -> np.ndarray:
@@ -101,10 +105,9 @@ class Batches:
             self._ordered = self.epoch, np.stack([first[index] + number, index], 1)[order]
         return self._ordered[1]
 
-    def _forms(self, visit: int, index: int) -> list[format.Form]:
-        rng, config = np.random.default_rng([self.seed, visit, index + 1]), self.config
-        count = len(self.documents.lengths(index).text)
-        return format.draw_forms(count, config.layout, config.posterior_share, config.raw_share, rng)
+    def _forms(self, visit: int, index: int, chunks: int) -> tuple[format.Form, ...]:
+        config = self.config
+        return _forms(self.seed, visit, index, chunks, config.layout, config.posterior_share, config.raw_share)
 
     def lay_out(self, rows: Sequence[Row]) -> PackedRow:
         """The documents of all rows one behind the other."""
@@ -112,9 +115,9 @@ class Batches:
         return PackedRow(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
 
     def _piece(self, piece: Piece, number: int) -> tuple[np.ndarray, ...]:
-        layout = format.lay_out(
-            self.documents[piece.document], self._forms(piece.visit, piece.document), self.controls, piece.visit
-        )
+        document = self.documents[piece.document]
+        forms = self._forms(piece.visit, piece.document, len(document.chunks))
+        layout = format.lay_out(document, forms, self.controls, piece.visit)
         start = piece.part * self.config.sequence_length
         part = slice(start, start + self.config.sequence_length)
         ids, labels = np.array(layout.ids[part], np.int64), format.labels(layout, self.config.loss_on)[part]
@@ -128,6 +131,14 @@ class Batches:
     def load_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.cursor = state["epoch"], state["cursor"]
         self.waiting = [Piece(*values) for values in state["waiting"]]
+
+
+@functools.lru_cache(2**12)  # asked for twice: for a piece's size, and some batches later for its tokens
+def _forms(
+    seed: int, visit: int, index: int, chunks: int, layout: str, posterior_share: float, raw_share: float
+) -> tuple[format.Form, ...]:
+    rng = np.random.default_rng([seed, visit, index + 1])
+    return tuple(format.draw_forms(chunks, layout, posterior_share, raw_share, rng))
 
 
 def positions(row: PackedRow) -> np.ndarray:
