@@ -10,7 +10,9 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,24 +43,32 @@ def serving(*command: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    process = subprocess.Popen(
-        [part.replace("PORT", port) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        began, up = time.monotonic(), False
-        while not up:
-            assert process.poll() is None and time.monotonic() < began + 240, "the server did not start"
-            time.sleep(0.5)
-            with contextlib.suppress(OSError):
-                up = urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).status == 200
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen([part.replace("PORT", port) for part in command], stdout=said, stderr=said)
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            began = time.monotonic()
+            while not answers(f"http://127.0.0.1:{port}/v1/models"):
+                if process.poll() is not None or time.monotonic() > began + 240:
+                    said.seek(0)
+                    pytest.fail(f"the server did not start: {said.read()[-2000:].decode(errors='replace')}")
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except urllib.error.HTTPError:  # it is up, and wants the hub for this page
+        return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
