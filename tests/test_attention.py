@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_thoughts.attention import SQUARE, Documents, Rule
+from latent_thoughts.attention import Documents, Rule
+from latent_thoughts.attention.documents import SQUARE
 
 H, J, D = 4, 2, 8
 

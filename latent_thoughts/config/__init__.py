@@ -10,7 +10,17 @@ import yaml
 from pydantic import Field, model_validator
 
 from latent_thoughts.config.base import Dumper as Dumper
-from latent_thoughts.config.base import Loader, Pattern, Positive, Section, Seed, Share, Weight, parse
+from latent_thoughts.config.base import (
+    Pattern,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    Weight,
+    parse,
+    read_yaml,
+    read_yaml_file,
+)
 from latent_thoughts.config.evaluate import Benchmark as Benchmark
 from latent_thoughts.config.evaluate import Evaluate
 from latent_thoughts.config.evaluate import FineTune as FineTune
@@ -283,21 +293,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises UserError for a missing file, bad YAML, an unknown key or a bad value.
     """
-    try:
-        values = _read(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"recipe {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml_file(path, "recipe") or {}
     if not isinstance(values, dict):
         raise UserError(f"recipe {path} must be a mapping of sections")
     return resolve(values, overrides, str(path))
-
-
-def _read(text: str) -> Any:
-    return yaml.load(text, Loader)  # noqa: S506  (Loader is a SafeLoader)
 
 
 def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: str = "recipe") -> Recipe:
@@ -308,7 +307,7 @@ def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: s
         if not separator:
             raise UserError(f"override {override!r} must look like section.key=value")
         try:
-            value = _read(text)
+            value = read_yaml(text)
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
         _assign(values, name.strip(), value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
@@ -29,6 +30,22 @@ class Dumper(yaml.SafeDumper):
 for _kind in (Loader, Dumper):
     _scientific = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader)  # noqa: S506  (Loader is a SafeLoader)
+
+
+def read_yaml_file(path: Path, what: str) -> Any:
+    """What a YAML file holds. Raises UserError, which calls the file `what`, where it cannot be read."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _compiles(pattern: str) -> str:

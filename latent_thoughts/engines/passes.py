@@ -1,6 +1,6 @@
 """Single passes of a model: encode spans, grow draws by a token, and the arithmetic on their logits.
 
-Axis suffixes: N tokens or draws, V vocabulary; the others are attention.py's.
+Axis suffixes: N tokens or draws, V vocabulary; the others are those of `attention`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_mistakes_in_a_prompt(tmp_path: Path) -> None:
     assert "messages.0.role" in refusal(tmp_path, ONE.replace("user", "boss") + '"{chunk}"')
     assert "unknown key messages.0.contents" in refusal(tmp_path, ONE.replace("content", "contents") + '"{chunk}"')
     assert "mapping" in refusal(tmp_path, "- a")
-    with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         prompts.load("latent_thoughts", [str(tmp_path / "nowhere.yaml")])
 
 

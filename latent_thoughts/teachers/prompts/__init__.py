@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
 
-from latent_thoughts.config.base import Section, parse
+from latent_thoughts.config.base import Section, parse, read_yaml_file
 from latent_thoughts.store import fingerprint
 from latent_thoughts.types import UserError
 
@@ -61,12 +60,7 @@ def load(method: str, paths: Sequence[str]) -> list[Prompt]:
 
 
 def _load(path: Path, known: Sequence[str]) -> Prompt:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"prompt {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml_file(path, "prompt")
     if not isinstance(values, dict):
         raise UserError(f"prompt {path} must be a mapping with name, version and messages")
     prompt = parse(Prompt, values, f"prompt {path}")
