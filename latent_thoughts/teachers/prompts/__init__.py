@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-
 from latent_thoughts.config.base import Section, parse, read_yaml_file
 from latent_thoughts.store import fingerprint
 from latent_thoughts.types import UserError
