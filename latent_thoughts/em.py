@@ -21,6 +21,7 @@ from latent_thoughts import examine
 from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
 from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
+from latent_thoughts.places import place
 from latent_thoughts.runlog import provenance, save_recipe
 from latent_thoughts.stages import evaluate as evaluating
 from latent_thoughts.stages import prepare as preparing
@@ -71,7 +72,7 @@ class Run:
         config = self.recipe.synthesize
         if method is not None and method != config.method:  # another method's prompts are its own
             config = parse(Synthesize, config.model_dump() | {"method": method, "prompts": []}, "synthesize")
-        store = Path(config.store).expanduser() if config.store else self.folder / "replies.sqlite"
+        store = place(config.store) if config.store else self.folder / "replies.sqlite"
         where = (self.prepared, self.base, ("warm_start",), self.synthesized(config.method), store)
         return synthesizing.synthesize(self.recipe, config, *where, self.approve)
 

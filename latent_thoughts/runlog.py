@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from latent_thoughts import __version__
+from latent_thoughts import __version__, places, transfer
 from latent_thoughts.config import Dumper, Model, Recipe, Train
 from latent_thoughts.store import atomic
 from latent_thoughts.types import UserError
@@ -84,7 +84,7 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"))
+            writer = SummaryWriter(str(places.bench(folder) / "tensorboard"))
 
             def write(values: dict[str, Any]) -> None:
                 for name, value in values.items():
@@ -111,15 +111,15 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
 
 class Metrics:
     """metrics.jsonl: one line a logged step, and the same to a tracker. On resume, lines from after the checkpoint
-    are dropped. Of several ranks the main one writes."""
+    are dropped. Of several ranks the main one writes. In a store they appear at every checkpoint (`sync`)."""
 
     def __init__(self, folder: Path, from_step: int, tracker: str = "none", writes: bool = True):
-        self._file = None
+        self._file, self.folder = None, folder
         if not writes:
             return
-        path, kept = folder / "metrics.jsonl", []
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+        path, kept = places.bench(folder) / "metrics.jsonl", []
+        if (known := folder / "metrics.jsonl").exists():
+            lines = known.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
         with atomic(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -132,10 +132,19 @@ class Metrics:
             self._file.flush()
             self._track(values)
 
+    def sync(self) -> None:
+        """Puts what has grown on this machine into a store."""
+        if self._file is None or not places.remote(self.folder):
+            return
+        bench = places.bench(self.folder)
+        transfer.put(bench / "metrics.jsonl", self.folder / "metrics.jsonl")
+        transfer.put_files(bench / "tensorboard", self.folder / "tensorboard")
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._end()
+            self.sync()
 
 
 @dataclass(frozen=True, slots=True)

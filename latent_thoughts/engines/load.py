@@ -10,6 +10,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.transfer import local
 
 
 @contextlib.contextmanager
@@ -28,5 +29,5 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
     longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
     limits = {"max_num_seqs": recipe.engine.sequences, "gpu_memory_utilization": recipe.engine.vllm_memory}
     limits["seed"] = recipe.seed % 2**31
-    with contextlib.closing(VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)) as engine:
+    with contextlib.closing(VllmEngine(local(folder), recipe.model.dtype, longest, scorer, **limits)) as engine:
         yield engine
