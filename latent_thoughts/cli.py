@@ -17,13 +17,25 @@ from latent_thoughts.types import Interrupted, UserError
 if TYPE_CHECKING:
     from latent_thoughts.em import Run
 
+    Anywhere = Path
+else:
+
+    class Anywhere:
+        """A path or a URL, which `places.place` makes of it: one is a Path, the other has a Path's methods."""
+
+        def __init__(self, path: str):
+            raise AssertionError("cyclopts takes the converter instead")
+
+
 app = App(
     name="latent-thoughts",
     version=__version__,
     help="Train language models on the thoughts behind the text. Every command resumes when it is run again.",
 )
 
-Place = Annotated[Path, Parameter(converter=lambda _, tokens: places.place(tokens[0].value))]  # a path or a URL
+Place = Annotated[
+    Anywhere, Parameter(converter=lambda _, tokens: places.place(tokens[0].value), accepts_keys=False, n_tokens=1)
+]
 Out = Annotated[
     Place, Parameter(name=["--out", "-o"], help="The run folder, here or in a store (s3://, gs://, hf://).")
 ]
@@ -175,7 +187,12 @@ def evaluate(
 @app.command
 def compare(
     models: Annotated[
-        list[Place], Parameter(help="Two folders or more in which something was evaluated: RUN/iter_01 ...")
+        list[Anywhere],
+        Parameter(
+            converter=lambda _, tokens: [places.place(token.value) for token in tokens],
+            accepts_keys=False,
+            help="Two folders or more in which something was evaluated: RUN/iter_01 ...",
+        ),
     ],
     /,
 ) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from latent_thoughts.types import UserError
 
-_URL = re.compile(r"([a-z][a-z0-9+]+)://(.*)", re.DOTALL)
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+:]+)://(.*)", re.DOTALL)  # with colons: disk:s3
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # by protocol: which extra brings its library
 # Listings are never cached: other processes write too. Retries (500, 503, time-outs) are botocore's, and gcsfs's own.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def holds_keys(text: str) -> bool:
     if found is None:
         return False
     before, at, _ = found[2].partition("/")[0].rpartition("@")
-    revision = found[1] == "hf" and ":" not in before  # hf://NAME@REVISION
+    revision = found[1].endswith("hf") and ":" not in before  # hf://NAME@REVISION
     return (bool(at) and not revision) or bool(_SECRETS.search(text))
 
 

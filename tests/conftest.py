@@ -114,4 +114,5 @@ def s3(_served: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
 
 @pytest.fixture
 def bucket(s3: Store) -> Path:
-    return s3.bucket()
+    """An empty folder of a new bucket."""
+    return s3.bucket() / "here"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from latent_thoughts import places, transfer
+from latent_thoughts import cli, places, transfer
 from latent_thoughts.config import resolve
 from latent_thoughts.em import em
 from latent_thoughts.places import below, content, place, relative
@@ -93,7 +93,7 @@ def watched(folder: Path) -> Iterator[None]:
     over, found = threading.Event(), []
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not over.wait(2):
             try:
                 whole(folder)
             except Exception as error:
@@ -156,7 +156,8 @@ def test_a_run_in_a_store_that_is_killed_at_every_change_equals_undisturbed(
     assert len(deaths) > 100
 
 
-def test_a_changed_setting_sets_aside_and_brings_back(s3: Store, bucket: Path) -> None:
+def test_a_changed_setting_sets_aside_and_brings_back(s3: Store) -> None:
+    bucket = s3.bucket()
     settings = copy.deepcopy(SETTINGS)
     settings["train"] |= {"steps": 4, "checkpoint_steps": 2}
     run(bucket, settings)
@@ -173,3 +174,39 @@ def test_a_changed_setting_sets_aside_and_brings_back(s3: Store, bucket: Path) -
     run(bucket, settings)
     third = outcome(bucket)
     assert {name: third[name] for name in first} == first
+
+
+def test_every_command_takes_urls(
+    here: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was copied there by other means: no folder has a listing."""
+    for path in below(here):
+        if not path.name.startswith("."):
+            places.write(bucket / "run" / relative(path, here), content(path))
+
+    def command(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["latent-thoughts", *arguments])
+        cli.main()
+        return capsys.readouterr().out
+
+    said = command("report", f"{bucket}/run")
+    assert f"{bucket}/run/report.html" in said and "Warm start" in said
+    for run in (str(here), f"{bucket}/run"):
+        command("export", run, f"{run}/thoughts.jsonl", "--iteration", "1")
+    thoughts = content(here / "thoughts.jsonl")
+    assert thoughts.count(b"\n") > 5 and content(bucket / "run" / "thoughts.jsonl") == thoughts
+    question = ("dee starts in cellar . 1 east .", "--seed", "3")
+    assert command("ask", f"{bucket}/run/iter_01/train", *question) == command(
+        "ask", f"{here}/iter_01/train", *question
+    )
+    assert "difference" in command("compare", f"{bucket}/run/iter_00", f"{bucket}/run/iter_01")
+    settings = {
+        "data": {"source": f"{bucket}/run/*.jsonl", "chunks": True},
+        "model": {"base": f"{bucket}/run/base/model"},
+    }
+    places.write(bucket / "recipe.yaml", yaml.safe_dump({**settings, "chunking": SETTINGS["chunking"]}).encode())
+    command("prepare", f"{bucket}/recipe.yaml", "--out", f"{bucket}/other")
+    assert read_json(bucket / "other" / "prepare" / "manifest.json")["counts"]["corpus_documents"] > 5
+    with pytest.raises(SystemExit):
+        command("report", f"{bucket}/nothing")
+    assert "nothing holds no results.json" in capsys.readouterr().err

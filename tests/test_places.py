@@ -35,6 +35,9 @@ KEYED = [
     "hf://me:hidden@datasets/me/set",
     "s3://bucket/run?AWSAccessKeyId=hidden&Signature=hidden",
     "https://host/file.jsonl?X-Amz-Security-Token=hidden",
+    "S3://AKIAKEY:hidden@bucket/run",
+    "disk:s3://AKIAKEY:hidden@bucket/run",
+    "simplecache::s3://AKIAKEY:hidden@bucket/run",
 ]
 
 
@@ -57,9 +60,10 @@ def test_other_urls_are_not(url: str) -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec import registry
+    import fsspec
 
-    monkeypatch.setattr(registry, "_registry", {})
+    assert fsspec.get_filesystem_class("memory")
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "registry", {})
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"gs:// needs an extra: pip install 'latent-thoughts\[gs\]'"):
         place("gs://bucket/run")
