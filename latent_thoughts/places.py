@@ -198,6 +198,7 @@ def told(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except errors() as error:
-        if not remote(path) or isinstance(error, FileNotFoundError | FileExistsError):
+        expected = FileNotFoundError if what == "read" else FileExistsError
+        if not remote(path) or isinstance(error, expected):
             raise
         raise UserError(f"{path} cannot be {what}: {' '.join(str(error).split())[:300]}; run again to go on") from None
