@@ -21,7 +21,7 @@ from latent_thoughts import examine
 from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
 from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
-from latent_thoughts.places import place
+from latent_thoughts.places import place, relative
 from latent_thoughts.runlog import provenance, save_recipe
 from latent_thoughts.stages import evaluate as evaluating
 from latent_thoughts.stages import prepare as preparing
@@ -33,6 +33,7 @@ from latent_thoughts.store import read_manifest, write_json
 from latent_thoughts.types import Manifest, UserError
 
 Row = dict[str, Any]
+TRAINING = ("warm_start", "corpus")  # the splits that models are trained on
 PARAPHRASES = ("wrap_baseline", "wrap_cot")
 
 
@@ -97,12 +98,15 @@ class Run:
         return replace(found, counts={**found.counts, "tasks": asked})
 
     def _trained_on(self, folder: Path) -> dict[str, Source]:
-        """The text and the thoughts that a model may have seen."""
-        found = {split: Source(self.prepared, split) for split in ("warm_start", "corpus")}
-        if (self.warm_start / "synthesize" / "manifest.json").exists():
-            found["synthesize"] = Source(self.warm_start / "synthesize", "warm_start")
-        if (folder / "sample" / "manifest.json").exists():
-            found["sample"] = Source(folder / "sample", "corpus")
+        """The text and the thoughts that a model may have seen (in the continual regime, of earlier iterations too)."""
+        found = {split: Source(self.prepared, split) for split in TRAINING}
+        folders = [self.warm_start, folder]
+        if self.recipe.em.regime == "continual":
+            folders += sorted(f for f in folder.parent.glob("iter_*") if f.name < folder.name)
+        for path in (f / stage for f in folders for stage in ("synthesize", "sample")):
+            if (path / "manifest.json").exists():
+                there = {name.rpartition("-")[0] for name in read_manifest(path).shards}
+                found |= {f"{relative(path, self.folder)} {s}": Source(path, s) for s in TRAINING if s in there}
         return found
 
 

@@ -46,6 +46,12 @@ def held(folder: Path) -> Iterator[None]:
         _TOKENS.discard(lease.token)
 
 
+def alive(folder: Path) -> bool:
+    """Whether somebody holds the folder now."""
+    lease = _Lease(folder / ".lock")
+    return bool(last := lease.last()) and _lives(lease.read(last))
+
+
 _TOKENS = set[str]()  # of the leases that this process holds
 
 
@@ -54,15 +60,15 @@ class _Lease:
         self.folder, self.token, self.number, self.until = folder, uuid.uuid4().hex, 0, 0.0
 
     def take(self) -> None:
-        last = self._last()
+        last = self.last()
         if last:
-            _refuse_held(self.folder, self._read(last))
+            _refuse_held(self.folder, self.read(last))
         self.number, self.until = last + 1, time.time() + LEASE
         with contextlib.suppress(FileExistsError):
             places.create(self._path(self.number), self._content(self.until))
         # Answered or not (a request that is repeated may meet its own result): what counts is who stands there.
-        if self._last() != self.number or self._read(self.number).get("token") != self.token:
-            _refuse_held(self.folder, self._read(self._last()))
+        if self.last() != self.number or self.read(self.number).get("token") != self.token:
+            _refuse_held(self.folder, self.read(self.last()))
             raise UserError(f"{self.folder.parent} has just been taken by another process: run again")
         _TOKENS.add(self.token)
         for number in self._numbers():
@@ -73,7 +79,7 @@ class _Lease:
         """Renews the lease until `done`. Ends the process where it is lost: two must not work in one folder."""
         while not done.wait(RENEWED):
             with contextlib.suppress(*places.errors(), UserError):  # the store may answer the next time
-                if self._last() != self.number:
+                if self.last() != self.number:
                     _end(f"another process has taken {self.folder.parent} over")
                 self.write(time.time() + LEASE)
             if time.time() > self.until:
@@ -90,7 +96,7 @@ class _Lease:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08}.json"
 
-    def _read(self, number: int) -> dict[str, Any]:
+    def read(self, number: int) -> dict[str, Any]:
         try:
             return json.loads(places.content(self._path(number)))
         except FileNotFoundError:  # its holder was followed by another
@@ -99,28 +105,29 @@ class _Lease:
     def _numbers(self) -> list[int]:
         return [int(path.stem) for path in places.below(self.folder) if path.stem.isdigit()]
 
-    def _last(self) -> int:
+    def last(self) -> int:
         return max(self._numbers(), default=0)
 
 
 def _refuse_held(folder: Path, lease: dict[str, Any]) -> None:
-    left = lease.get("until", 0.0) - time.time()
-    if left <= 0:
-        return
-    host, pid = lease["host"], lease["pid"]
-    if host == socket.gethostname() and not _lives(pid, lease["token"]):
-        return
-    raise UserError(
-        f"{folder.parent} is in use by process {pid} on {host}; if it is dead, its hold ends in {left:.0f} seconds "
-        f"(or remove {folder} now)"
-    )
+    if _lives(lease):
+        left = lease["until"] - time.time()
+        raise UserError(
+            f"{folder.parent} is in use by process {lease['pid']} on {lease['host']}; if it is dead, its hold ends in "
+            f"{left:.0f} seconds (or remove {folder} now)"
+        )
 
 
-def _lives(pid: int, token: str) -> bool:
-    if pid == os.getpid():
-        return token in _TOKENS
+def _lives(lease: dict[str, Any]) -> bool:
+    """As far as can be told: a process of this machine is looked for, another's word is taken."""
+    if lease.get("until", 0.0) <= time.time():
+        return False
+    if lease["host"] != socket.gethostname():
+        return True
+    if lease["pid"] == os.getpid():
+        return lease["token"] in _TOKENS
     try:
-        os.kill(pid, 0)
+        os.kill(lease["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -247,10 +247,16 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises UserError where another living process holds it.
     """
-    if remote(folder):
-        with leases.held(folder):
+    with leases.held(folder) if remote(folder) else _locked(folder):
+        _held.append(folder)
+        try:
             yield
-        return
+        finally:
+            _held.remove(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -262,3 +268,11 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+_held: list[Path] = []
+
+
+def held_run() -> Path | None:
+    """The run folder that this process holds; None where it holds none."""
+    return _held[-1] if _held else None

@@ -18,7 +18,7 @@ import numpy as np
 from latent_thoughts import model as models
 from latent_thoughts import weights
 from latent_thoughts.config import Recipe, Sample
-from latent_thoughts.data import records
+from latent_thoughts.data import contamination, records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
@@ -51,6 +51,7 @@ def sample(
     settings = config.model_dump(exclude={"preset", "temperature", "raw_model"})
     engines = recipe.engine.model_dump(include={"kind", "scorer"})
     everything = [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices, engines]
+    everything += contamination.key(recipe.contamination)
     key = stage_key("sample", everything, inputs)
     stage = Stage(folder, "sample", key)
     if (manifest := stage.manifest) is not None:
@@ -62,6 +63,8 @@ def sample(
     if raw_model and models.load_tokenizer(raw_model / "model")[0].get_vocab() != tokenizer.get_vocab():
         raise UserError(f"sample.raw_model {raw_model} has another tokenizer than {model}: train it from the same base")
     worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
+    worker.overlap, worker.remove = contamination.load(recipe.contamination), recipe.contamination.remove
+    tally = contamination.Tally(worker.overlap)
     engine = None
     totals, live = Totals(), Totals()
     sizes = {name: inputs["prepare"].shards[name]["rows"] for name in names}
@@ -79,9 +82,11 @@ def sample(
                 counts = _write_shard(stage, name, prepared, worker, engine, each)
             else:
                 advance(sizes[name])
+            tally.add(counts.pop("repeated"))
             totals.add(counts)
     thought_names = [name.replace("corpus-", "posterior-") for name in names]
-    return stage.close(names + thought_names, {**totals.sums, **health(totals.sums)})
+    figures = {**totals.sums, **health(totals.sums), **tally.counts("thoughts")}
+    return stage.close(names + thought_names, figures)
 
 
 Each = Callable[[Posterior, float], None]  # told of every posterior, and of the documents it stands for
@@ -109,9 +114,9 @@ def _write_shard(stage: Stage, name: str, prepared: Path, worker: Worker, engine
     began = time.perf_counter()
     rows = records.read_rows(prepared, read_manifest(prepared), name)
     documents = [records.document_of(row) for row in rows]
-    posteriors = worker.posteriors(engine, documents, each)
+    posteriors, tally = worker.clean(worker.posteriors(engine, documents, each))
     thoughts = worker.choose(documents, posteriors)
-    counts = worker.counts(documents, posteriors)
+    counts: dict[str, Any] = {**worker.counts(documents, posteriors), "repeated": tally.record()}
     counts["seconds"] = time.perf_counter() - began
     decode = worker.codec.decode
     stage.write(
@@ -132,6 +137,8 @@ class Worker:
         self.config, self.seeds, self.controls = config, seeds, controls
         self.codec, self.temperature = codec, temperature
         self.raw: Engine | None = None
+        self.overlap: contamination.Overlap | None = None  # with the evaluation sets
+        self.remove = False  # accepted thoughts that repeat them
 
     def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument], each: Each) -> list[Posterior]:
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.config)]
@@ -142,6 +149,14 @@ class Worker:
         if gaps and (gap := float(np.mean(gaps))) > self.config.max_gap:
             raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")
         return found
+
+    def clean(self, posteriors: Sequence[Posterior]) -> tuple[list[Posterior], contamination.Tally]:
+        """What accepted thoughts repeat of the evaluation sets; without those, where they are to be removed."""
+        tally, cleaned = contamination.Tally(self.overlap), []
+        for p in posteriors:
+            repeats = {n: tally.repeats(self.codec.decode(p.draws[n].draw.ids)) for n in p.kept}
+            cleaned.append(replace(p, kept=tuple(n for n in p.kept if not (repeats[n] and self.remove))))
+        return cleaned, tally
 
     def choose(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> list[ThoughtDocument]:
         """Documents with their chosen thoughts. One with a rejected chunk is left out, or keeps it raw."""

@@ -73,6 +73,7 @@ class Replies:
             self._sql("INSERT INTO notes SELECT * FROM other.notes")
             self._sql("DETACH other")
         self._sql("DELETE FROM failures")
+        self._failed = False  # whether anything has, in this run
         self.notes: MutableMapping[str, str] = _Notes(connection, lambda: self.sync(at_once=True))
 
     def _join(self) -> bool:
@@ -88,6 +89,8 @@ class Replies:
         row = self._sql(
             "SELECT finish, prompt_tokens, completion_tokens, text, used_by FROM replies WHERE key = ?", (_raw(key),)
         ).fetchone()
+        if row is None and not self._failed:
+            return None
         if row is None:
             failed = self._sql("SELECT kind, message FROM failures WHERE key = ?", (_raw(key),)).fetchone()
             return Failure(*failed) if failed else None
@@ -98,6 +101,7 @@ class Replies:
     def put(self, key: str, answer: Answer) -> None:
         """Keeps an answer. A reply that is there already stays as it is."""
         if isinstance(answer, Failure):
+            self._failed = True
             self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, answer.message))
             return
         text = zlib.compress(

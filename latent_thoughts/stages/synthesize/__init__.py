@@ -9,7 +9,7 @@ teacher. Every reply goes into the store first; shards are written from the stor
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from latent_thoughts.data import contamination
 from latent_thoughts.data.records import DOCUMENTS, document_row, oracle, shards
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.runlog import track
-from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse
+from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.stages.synthesize.writing import Writer
+from latent_thoughts.stages.synthesize.writing import Shard, Writer
 from latent_thoughts.store import Stage, atomic, read_manifest, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
 from latent_thoughts.teachers.replies import Replies, opened
@@ -31,7 +31,8 @@ from latent_thoughts.types import Manifest, ThoughtDocument, UserError
 
 # How a teacher is reached, and how fast, changes nothing about what it says.
 _REACHING = {"base_url", "key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries"}
-_REACHING |= {"batch_requests", "poll", "memory"}
+_REACHING |= {"batch_requests", "poll", "memory", "compile"}
+LAG = 2  # questions for every one under way, after which those asked before them are looked at
 _NOT_IN_KEY = {"prices", "cap", "store", "store_mb", "prompts"}
 
 
@@ -58,7 +59,7 @@ def synthesize(
     questions = Questions(config, asked, model, recipe.seed)
     writer = Writer(recipe, config, questions, Codec(models.load_tokenizer(base / "model")[0]))
     write_json(folder / "prompts.json", [{**p.model_dump(), "hash": p.hash} for p in asked])
-    with opened(store, stage.key) as replies:
+    with settled_memory(), opened(store, stage.key) as replies:
         work = _Work(stage, prepared, splits, questions, writer, replies)
         _ask(config, work, approve)
         counts = work.finish()
@@ -86,6 +87,7 @@ class _Work:
         self.questions, self.writer, self.replies = questions, writer, replies
         shards = read_manifest(prepared).shards
         self.names = [name for split in splits for name in shards if name.startswith(f"{split}-")]
+        self.begun: dict[str, Shard | None] = {}  # None: something is missing, `write` is to look again
 
     def waiting(self) -> Iterator[tuple[str, list[ThoughtDocument]]]:
         """Shards that are not written yet, one at a time."""
@@ -95,15 +97,51 @@ class _Work:
     def documents(self) -> Iterator[ThoughtDocument]:
         return (document for _, part in self.waiting() for document in part)
 
+    def asked(self) -> Iterator[ThoughtDocument]:
+        """The documents to ask about. While a teacher takes its time for them, those are settled whose answers must
+        long be there, and their shards written."""
+        behind: deque[tuple[str, ThoughtDocument, int, bool]] = deque()
+        waiting = 0
+        for name, part in self.waiting():
+            for n, document in enumerate(part, 1):
+                yield document
+                units = len(self.questions.units(document))
+                behind.append((name, document, units, n == len(part)))
+                waiting += units
+                while waiting - behind[0][2] >= LAG * self.writer.config.teacher.concurrency:
+                    name_, settled, units, last = behind.popleft()
+                    self._settle(name_, settled, last)
+                    waiting -= units
+
+    def _settle(self, name: str, document: ThoughtDocument, last: bool) -> None:
+        shard = self.begun.setdefault(name, Shard(self.writer))
+        if shard is not None:
+            try:
+                shard.add(document, self.replies.get)
+            except UserError:  # is raised by `write`, when nothing is under way any more
+                shard = self.begun[name] = None
+        if shard is not None and shard.open:
+            shard = self.begun[name] = None
+        if last:
+            del self.begun[name]
+            if shard is not None:
+                self._close(name, shard)
+
     def write(self) -> int:
         """Writes every shard whose questions are all answered, failed ones too; how many questions are open."""
-        still = 0
+        still, begun = 0, self.begun
+        self.begun = {}
         for name, part in self.waiting():
-            written = self.writer.write(part, self.replies.get)
-            still += written.open
-            if not written.open and not (written.failures and self.writer.config.failed == "error"):
-                self.stage.write(name, [document_row(d) for d in written.documents], DOCUMENTS, written.counts)
+            shard = begun.get(name) or Shard(self.writer)
+            for document in part[shard.added :]:
+                shard.add(document, self.replies.get)
+            still += shard.open
+            self._close(name, shard)
         return still
+
+    def _close(self, name: str, shard: Shard) -> None:
+        if not shard.open and not (shard.failures and self.writer.config.failed == "error"):
+            self.stage.write(name, [document_row(d) for d in shard.documents], DOCUMENTS, shard.counts)
 
     def failures(self) -> Iterator[dict[str, Any]]:
         """Every request that failed, of shards that are written and of those that are not."""
@@ -111,7 +149,10 @@ class _Work:
             if (counts := self.stage.done(name)) is not None:
                 yield from counts["failures"]
         for _, part in self.waiting():
-            yield from self.writer.write(part, self.replies.get).failures
+            shard = Shard(self.writer)
+            for document in part:
+                shard.add(document, self.replies.get)
+            yield from shard.failures
 
     def finish(self) -> dict[str, Any]:
         """Names what failed in failures.jsonl; the totals of all shards. Raises UserError where nothing was to fail."""
@@ -143,7 +184,7 @@ def _ask(config: Synthesize, work: _Work, approve: Approve | None) -> None:
         asking = Asking(config, work.questions, work.replies)
         with load.loaded(config, work.replies.notes) as teacher:
             while still:
-                answered = asking.ask(teacher, work.documents(), still)
+                answered = asking.ask(teacher, work.asked(), still)
                 if asking.stopped:
                     raise refuse(asking.stopped, work.replies)
                 still = work.write()
