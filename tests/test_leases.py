@@ -108,7 +108,7 @@ def test_it_is_renewed_and_a_store_that_fails_at_times_does_not_end_it(
     s3: Store, bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "RENEWED", 0.05)
-    with s3.faults(0.3), run_lock(bucket / "run"):
+    with s3.faults(0.2), run_lock(bucket / "run"):
         first = lease(bucket / "run")["until"]
         time.sleep(1.5)
         assert lease(bucket / "run")["until"] > first
