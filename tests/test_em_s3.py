@@ -188,15 +188,16 @@ def test_every_command_takes_urls(
 
     said = command("report", f"{bucket}/run")
     assert f"{bucket}/run/report.html" in said and "Warm start" in said
-    for run in (str(here), f"{bucket}/run"):
-        command("export", run, f"{run}/thoughts.jsonl", "--iteration", "1")
-    thoughts = content(here / "thoughts.jsonl")
+    for run, target in ((str(here), str(tmp_path)), (f"{bucket}/run", f"{bucket}/run")):
+        command("export", run, f"{target}/thoughts.jsonl", "--iteration", "1")
+    thoughts = content(tmp_path / "thoughts.jsonl")
     assert thoughts.count(b"\n") > 5 and content(bucket / "run" / "thoughts.jsonl") == thoughts
     question = ("dee starts in cellar . 1 east .", "--seed", "3")
     assert command("ask", f"{bucket}/run/iter_01/train", *question) == command(
         "ask", f"{here}/iter_01/train", *question
     )
-    assert "difference" in command("compare", f"{bucket}/run/iter_00", f"{bucket}/run/iter_01")
+    assert "finished" in command("watch", f"{bucket}/run", "--once")
+    assert "Differences" in command("compare", f"{bucket}/run/iter_00", f"{bucket}/run/iter_01")
     settings = {
         "data": {"source": f"{bucket}/run/*.jsonl", "chunks": True},
         "model": {"base": f"{bucket}/run/base/model"},
