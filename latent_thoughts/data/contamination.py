@@ -126,6 +126,10 @@ class Tally:
             self.found.setdefault(name, set()).update(rows)
         return bool(matches)
 
+    def figures(self) -> dict[str, Any]:
+        """What `add` takes, as JSON."""
+        return {"texts": self.texts, "rows": {name: sorted(rows) for name, rows in self.found.items()}}
+
     def add(self, texts: Mapping[str, int], found: Mapping[str, Iterable[int]]) -> None:
         """Another tally's figures."""
         for name, count in texts.items():

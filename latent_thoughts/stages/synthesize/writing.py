@@ -58,8 +58,7 @@ class Writer:
                 written.documents.append(made)
         counts["documents"] = len(written.documents)
         counts["documents_dropped"] = len(documents) - len(written.documents)
-        rows = {name: sorted(found) for name, found in tally.found.items()}
-        written.counts = {"sums": dict(counts), "texts": tally.texts, "rows": rows, "failures": written.failures}
+        written.counts = {"sums": dict(counts), **tally.figures(), "failures": written.failures}
         return written
 
     def _drops(self, verdict: Verdict) -> bool:
