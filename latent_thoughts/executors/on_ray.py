@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,8 +45,11 @@ def session(recipe: Recipe) -> Any:
     if address == "local":
         settings |= {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
     try:
+        if address not in ("local", "auto"):  # which Ray would wait a quarter of an hour for
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), 10).close()
         ray.init(address, **settings)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"executor.address: no Ray cluster answers at {address} ({error})") from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # such as a cluster that has no room for the actors
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -21,20 +21,20 @@ import pytest
 import yaml
 
 from latent_thoughts import executors
-from latent_thoughts.config import Recipe, resolve
+from latent_thoughts.config import resolve
 from latent_thoughts.em import Run, em
 from latent_thoughts.stages import sample as sampling
-from latent_thoughts.stages.evaluate import evaluate
 from latent_thoughts.store import Stage, read_manifest
 from latent_thoughts.types import UserError
 from tests.conftest import SMALL
 from tests.executors.faulty import Simple, Watched, notes
 
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # has Ray know this machine by its loopback address alone
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = pytest.mark.ray
-NODE = {"num_cpus": 4, "node_ip_address": "127.0.0.1", "include_dashboard": False}  # CPUs are only counted
+NODE = {"num_cpus": 4, "include_dashboard": False}  # CPUs are only counted
 UNITS = {f"part-{n:05}.parquet": 1.0 for n in range(12)}
 
 
@@ -86,6 +86,7 @@ def test_an_em_iteration_is_the_same_byte_for_byte(cluster: Any, tmp_path: Path)
     assert [{**row, "seconds": 0} for row in results[0]] == [{**row, "seconds": 0} for row in results[1]]
 
 
+@pytest.mark.slow
 def test_mistakes_and_losses_and_what_is_there_already(cluster: Any, tmp_path: Path) -> None:
     recipe = resolve(settings(cluster, retries=1))
     first, second, *_ = UNITS
@@ -153,11 +154,8 @@ def sampled(warm: tuple[Run, Path], folder: Path) -> None:
         sampling.sample(run.recipe, run.recipe.sample, run.warm_start / "train", run.prepared, folder, 1)
 
 
-ONCE = pytest.param(0, id="once")
-OFTEN = [ONCE, *(pytest.param(n, id=str(n), marks=pytest.mark.slow) for n in range(1, 5))]
-
-
-@pytest.mark.parametrize("time_of_death", OFTEN)
+@pytest.mark.slow
+@pytest.mark.parametrize("time_of_death", range(5))
 def test_an_actor_is_killed(warm: tuple[Run, Path], tmp_path: Path, time_of_death: int) -> None:
     def strike() -> None:
         os.kill(notes(tmp_path / "begun")[-1][1], signal.SIGKILL)
@@ -235,9 +233,13 @@ def test_two_workers_of_ray_train_equal_one_process(
 
 
 def training_processes() -> list[int]:
-    from ray.util.state import list_actors
-
-    return [actor.pid for actor in list_actors(filters=[("class_name", "=", "RayTrainWorker")]) if actor.pid]
+    """Ray gives its processes titles."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.slow
@@ -261,8 +263,12 @@ def test_a_cluster_of_our_own_starts_and_ends_with_the_command(warm: tuple[Run, 
 
 
 def raylets() -> set[str]:
-    names = {path.parent.name: path.read_text() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()}
-    return {process for process, name in names.items() if name.strip() == "raylet"}
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == "raylet":
+                found.add(path.parent.name)
+    return found
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
@@ -271,11 +277,3 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     script += "except Exception as error: print(type(error).__name__, error)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert "UserError executor.address: no Ray cluster answers at 127.0.0.1:1" in found.stdout
-
-
-def test_evaluation_over_actors(warm: tuple[Run, Path], tmp_path: Path) -> None:
-    run, recipe = warm[0], warm[0].recipe.model_dump()
-    for name, executor in (("ray", recipe["executor"]), ("local", {})):
-        one: Recipe = resolve({**recipe, "executor": executor})
-        evaluate(one, run.warm_start / "train", run.prepared, tmp_path / name, True)
-    assert rows(tmp_path / "ray") == rows(tmp_path / "local") and counts(tmp_path / "ray") == counts(tmp_path / "local")
