@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from latent_thoughts.data import records
 from latent_thoughts.store import atomic, read_manifest, read_table
@@ -161,7 +160,8 @@ def _batches(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
 def _columns(table: pa.Table, weight: float) -> pa.RecordBatch:
     """What `_batch` makes of a shard's documents, column by column: a cluster waits while its corpus is packed."""
     chunks = table.column("chunks").combine_chunks()
-    offsets = pc.subtract(chunks.offsets, chunks.offsets[0])
+    starts = chunks.offsets.to_numpy()
+    offsets = pa.array(starts - starts[0])
     parts = dict(zip([f.name for f in records.CHUNK], chunks.flatten().flatten(), strict=True))
     named = {"target": parts["target"].cast(pa.int8()), "text": parts["ids"], "thoughts": parts["thoughts"]}
     arrays = {name: pa.ListArray.from_arrays(offsets, values) for name, values in named.items()}

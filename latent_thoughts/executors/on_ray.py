@@ -151,7 +151,9 @@ def together(recipe: Recipe, function: Callable[..., T], arguments: tuple[Any, .
         run_config=RunConfig(failure_config=FailureConfig(max_failures=config.retries)),
     )
     with _named_losses(recipe), _shown(events):
-        value, error = trainer.fit().return_value
+        found = trainer.fit().return_value  # the first process's
+    assert found is not None
+    value, error = found
     if error is not None:
         raise UserError(error)
     return value

@@ -20,7 +20,8 @@ class Work(Protocol):
     The shard that bears the unit's name is written last: where it is there, the unit is done.
     """
 
-    stage: Stage
+    @property
+    def stage(self) -> Stage: ...
 
     def set_up(self, stack: contextlib.ExitStack) -> Do: ...
 
