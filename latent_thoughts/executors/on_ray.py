@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -142,15 +143,15 @@ def together(recipe: Recipe, function: Callable[..., T], arguments: tuple[Any, .
 
     config = recipe.executor
     resources = {"CPU": config.cpus, **({"GPU": config.gpus} if config.gpus else {})}
-    trainer = torch_on_ray.TorchTrainer(
-        each,
-        torch_config=torch_on_ray.TorchConfig(backend=parallel.backends(config.gpus > 0)),
-        scaling_config=ScalingConfig(
-            num_workers=config.train_workers, use_gpu=config.gpus > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(failure_config=FailureConfig(max_failures=config.retries)),
-    )
-    with _named_losses(recipe), _shown(events):
+    scaling = ScalingConfig(num_workers=config.train_workers, use_gpu=config.gpus > 0, resources_per_worker=resources)
+    # our checkpoints are ours: Ray keeps nothing, but wants a place for it
+    with tempfile.TemporaryDirectory() as unused, _named_losses(recipe), _shown(events):
+        trainer = torch_on_ray.TorchTrainer(
+            each,
+            torch_config=torch_on_ray.TorchConfig(backend=parallel.backends(config.gpus > 0)),
+            scaling_config=scaling,
+            run_config=RunConfig(storage_path=unused, failure_config=FailureConfig(max_failures=config.retries)),
+        )
         found = trainer.fit().return_value  # the first process's
     assert found is not None
     value, error = found
