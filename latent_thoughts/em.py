@@ -32,6 +32,7 @@ from latent_thoughts.store import read_manifest, write_json
 from latent_thoughts.types import Manifest, UserError
 
 Row = dict[str, Any]
+TRAINING = ("warm_start", "corpus")  # the splits that models are trained on
 PARAPHRASES = ("wrap_baseline", "wrap_cot")
 
 
@@ -96,12 +97,15 @@ class Run:
         return replace(found, counts={**found.counts, "tasks": asked})
 
     def _trained_on(self, folder: Path) -> dict[str, Source]:
-        """The text and the thoughts that a model may have seen."""
-        found = {split: Source(self.prepared, split) for split in ("warm_start", "corpus")}
-        if (self.warm_start / "synthesize" / "manifest.json").exists():
-            found["synthesize"] = Source(self.warm_start / "synthesize", "warm_start")
-        if (folder / "sample" / "manifest.json").exists():
-            found["sample"] = Source(folder / "sample", "corpus")
+        """The text and the thoughts that a model may have seen (in the continual regime, of earlier iterations too)."""
+        found = {split: Source(self.prepared, split) for split in TRAINING}
+        folders = [self.warm_start, folder]
+        if self.recipe.em.regime == "continual":
+            folders += sorted(f for f in folder.parent.glob("iter_*") if f.name < folder.name)
+        for path in (f / stage for f in folders for stage in ("synthesize", "sample")):
+            if (path / "manifest.json").exists():
+                there = {name.rpartition("-")[0] for name in read_manifest(path).shards}
+                found |= {f"{path.relative_to(self.folder)} {s}": Source(path, s) for s in TRAINING if s in there}
         return found
 
 

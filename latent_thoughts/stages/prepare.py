@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
             found = result.counts
             counts.update(found["sums"])
             _note(counts, found["malformed"])
-            tally.add(found["texts"], found["rows"])
+            tally.add(found["repeated"])
             described |= result.shards
     if not any(counts[f"{split}_documents"] for split in SPLITS):
         raise UserError(f"data.source {recipe.data.source} holds no documents")
@@ -156,7 +156,7 @@ class Shards:
             sums[f"{split}_documents"] += 1
             sums[f"{split}_chunks"] += len(prepared.chunks)
             sums[f"{split}_tokens"] += sum(len(chunk.ids) for chunk in prepared.chunks)
-        self.stage.write(unit, rows, DOCUMENTS, {"sums": sums, "malformed": malformed, **tally.figures()})
+        self.stage.write(unit, rows, DOCUMENTS, {"sums": sums, "malformed": malformed, "repeated": tally.record()})
 
 
 def split_of(document: Document, recipe: Recipe) -> str:

@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from latent_thoughts import executors, weights
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe, Sample
-from latent_thoughts.data import records
+from latent_thoughts.data import contamination, records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
@@ -50,6 +51,7 @@ def sample(
     settings = config.model_dump(exclude={"preset", "temperature", "raw_model"})
     engines = recipe.engine.model_dump(include={"kind", "scorer"})
     everything = [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices, engines]
+    everything += contamination.key(recipe.contamination)
     key = stage_key("sample", everything, inputs)
     stage = Stage(folder, "sample", key)
     if (manifest := stage.manifest) is not None:
@@ -60,19 +62,22 @@ def sample(
     if raw_model and _vocabulary(raw_model) != _vocabulary(model):
         raise UserError(f"sample.raw_model {raw_model} has another tokenizer than {model}: train it from the same base")
     work = Shards(recipe, config, stage, model, prepared, Seeds(recipe.seed, iteration), temperature)
+    tally = contamination.Tally(contamination.load(recipe.contamination))
     totals, live, described = Totals(), Totals(), {}
     sizes = {name: inputs["prepare"].shards[name]["rows"] for name in names}
     with track("sample", sum(sizes.values()), "documents") as advance:
 
-        def told(amount: float, counts: Mapping[str, float]) -> None:
+        def told(amount: float, counts: Mapping[str, Any]) -> None:
             live.add(counts)
             advance(amount, **live.shown())
 
         for result in executors.run(recipe, work, sizes, told):
             totals.add(result.counts)
+            tally.add(result.counts["repeated"])
             described |= result.shards
     thought_names = [_posteriors(name) for name in names]
-    return stage.close(names + thought_names, {**totals.sums, **health(totals.sums)}, described)
+    figures = {**totals.sums, **health(totals.sums), **tally.counts("thoughts")}
+    return stage.close(names + thought_names, figures, described)
 
 
 def _vocabulary(model: Path) -> dict[str, int]:
@@ -105,6 +110,8 @@ class Shards:
         engine = stack.enter_context(loaded_engine(self.recipe, self.model / "model"))
         if self.config.raw_model:
             worker.raw = stack.enter_context(loaded_engine(self.recipe, Path(self.config.raw_model) / "model"))
+        worker.overlap = contamination.load(self.recipe.contamination)
+        worker.remove = self.recipe.contamination.remove
         manifest = read_manifest(self.prepared)
 
         def do(unit: str, told: Told) -> None:
@@ -124,9 +131,10 @@ class Totals:
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.began = time.perf_counter()
 
-    def add(self, counts: Mapping[str, float]) -> None:
+    def add(self, counts: Mapping[str, Any]) -> None:
         for figure, value in counts.items():
-            self.sums[figure] += value
+            if figure != "repeated":  # which is a table
+                self.sums[figure] += value
 
     def shown(self) -> dict[str, float]:
         figures, seconds = health(self.sums), time.perf_counter() - self.began
@@ -140,9 +148,9 @@ def _write_shard(
 ) -> None:
     began = time.perf_counter()
     each: Each = lambda posterior, share: told(share, worker.counts([], [posterior]))  # noqa: E731
-    posteriors = worker.posteriors(engine, documents, each)
+    posteriors, tally = worker.clean(worker.posteriors(engine, documents, each))
     thoughts = worker.choose(documents, posteriors)
-    counts = worker.counts(documents, posteriors)
+    counts: dict[str, Any] = {**worker.counts(documents, posteriors), "repeated": tally.record()}
     counts["seconds"] = time.perf_counter() - began
     decode = worker.codec.decode
     stage.write(_posteriors(name), [records.posterior_row(p, decode) for p in posteriors], records.POSTERIORS, {})
@@ -157,6 +165,8 @@ class Worker:
         self.config, self.seeds, self.controls = config, seeds, controls
         self.codec, self.temperature = codec, temperature
         self.raw: Engine | None = None
+        self.overlap: contamination.Overlap | None = None  # with the evaluation sets
+        self.remove = False  # accepted thoughts that repeat them
 
     def posteriors(self, engine: Engine, documents: Sequence[ThoughtDocument], each: Each) -> list[Posterior]:
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.config)]
@@ -167,6 +177,14 @@ class Worker:
         if gaps and (gap := float(np.mean(gaps))) > self.config.max_gap:
             raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")
         return found
+
+    def clean(self, posteriors: Sequence[Posterior]) -> tuple[list[Posterior], contamination.Tally]:
+        """What accepted thoughts repeat of the evaluation sets; without those, where they are to be removed."""
+        tally, cleaned = contamination.Tally(self.overlap), []
+        for p in posteriors:
+            repeats = {n: tally.repeats(self.codec.decode(p.draws[n].draw.ids)) for n in p.kept}
+            cleaned.append(replace(p, kept=tuple(n for n in p.kept if not (repeats[n] and self.remove))))
+        return cleaned, tally
 
     def choose(self, documents: Sequence[ThoughtDocument], posteriors: list[Posterior]) -> list[ThoughtDocument]:
         """Documents with their chosen thoughts. One with a rejected chunk is left out, or keeps it raw."""

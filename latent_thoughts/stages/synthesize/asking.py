@@ -88,7 +88,7 @@ class Asking:
         """
         answered = good = tokens = 0
         asked = teacher.ask(self._open(documents))
-        with track("synthesize", total, "requests") as advance, contextlib.closing(asked), _settled_memory():
+        with track("synthesize", total, "requests") as advance, contextlib.closing(asked):
             for key, answer in asked:
                 self.replies.put(key, answer)
                 self.reserved -= self.under_way.pop(key, 0.0)
@@ -133,7 +133,7 @@ class Asking:
 
 
 @contextlib.contextmanager
-def _settled_memory() -> Iterator[None]:
+def settled_memory() -> Iterator[None]:
     """Keeps what is loaded out of the garbage collector's rounds: with torch and transformers there, each of them would
     hold all requests up for a tenth of a second."""
     gc.freeze()
