@@ -138,7 +138,7 @@ def _of_text(a: Model, b: Model) -> tuple[Difference, tuple[int, int, int]]:
     table = np.array([(a.chunks[c][0], b.chunks[c][0], a.chunks[c][1]) for c in chunks])
     there = np.isfinite(table[:, :2])
     both = there.all(1)
-    left_out = (*map(int, (~there).sum(0)), int((~both).sum()))
+    left_out = (int((~there[:, 0]).sum()), int((~there[:, 1]).sum()), int((~both).sum()))
     if not both.any():
         return Difference(math.nan, math.nan, math.nan, 1.0, 0, "none"), left_out
     first, second, sizes = table[both].T
