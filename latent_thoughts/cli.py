@@ -222,11 +222,32 @@ def plan(
 
 
 @app.command
-def report(run: Annotated[Path, Parameter(help="A run folder with results.json.")]) -> None:
-    """Table, plots and one HTML page of a finished run."""
+def report(
+    run: Annotated[Path, Parameter(help="A run folder with results.json.")],
+    *,
+    texts: Annotated[int, Parameter(help="Chunks whose draws the page carries, at most.")] = 10_000,
+) -> None:
+    """Table, plots and one HTML page of a finished run, with its thoughts to read."""
     from latent_thoughts.stages.report import report as write
 
-    write(run)
+    if texts < 0:
+        raise UserError(f"--texts is a number of chunks, not {texts}")
+    write(run, texts)
+
+
+@app.command
+def watch(
+    run: Annotated[Path, Parameter(help="A run folder, or one that holds several.")],
+    *,
+    every: Annotated[float, Parameter(help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, Parameter(negative="", help="Look once, and end.")] = False,
+) -> None:
+    """See how far a run is: stages, rate, time left, loss, health. It reads the run's files and changes none."""
+    from latent_thoughts.watch import watch as look
+
+    if every <= 0:
+        raise UserError(f"--every is a number of seconds, not {every:g}")
+    look(run, every, once)
 
 
 @app.command

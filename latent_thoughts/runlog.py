@@ -7,11 +7,13 @@ import importlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from latent_thoughts import __version__
 from latent_thoughts.config import Dumper, Model, Recipe, Train
-from latent_thoughts.store import atomic
+from latent_thoughts.store import atomic, held_run
 from latent_thoughts.types import UserError
 
 console = Console(stderr=True)
@@ -207,6 +209,35 @@ class Bars:
         self.progress.stop()
 
 
+class ProgressFile:
+    """progress.json in the run folder that this process holds: how far it is, for `latent-thoughts watch`."""
+
+    EVERY = 1.0  # seconds between two writes
+    RECENT = 60.0  # seconds over which the rate is taken
+
+    def __init__(self, work: str, total: float, unit: str):
+        self.head = {"work": work, "total": total if math.isfinite(total) else None, "unit": unit, "pid": os.getpid()}
+        self.folder, self.began = held_run(), time.time()
+        self.recent: deque[tuple[float, float]] = deque()
+
+    def write(self, done: float, figures: Mapping[str, float], last: bool) -> None:
+        now = time.time()
+        if self.folder is None or (self.recent and now - self.recent[-1][0] < self.EVERY and not last):
+            return
+        self.recent.append((now, done))
+        while len(self.recent) > 2 and now - self.recent[0][0] > self.RECENT:
+            self.recent.popleft()
+        then, before = self.recent[0]
+        passed = now - then
+        rate = (done - before) / passed if passed > 0 else None
+        shown = {name: value for name, value in figures.items() if math.isfinite(value)}
+        value = {**self.head, "done": done, "rate": rate, "began": self.began, "time": now, "figures": shown}
+        # Replaced as a whole, so that no reader sees half of it; not synced, since it is written anew in a second.
+        temporary = self.folder / f".progress.json.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+        temporary.replace(self.folder / "progress.json")
+
+
 @contextlib.contextmanager
 def track(work: str, total: float, unit: str) -> Iterator[Advance]:
     """Progress of one piece of work: call the yielded function with the amount done, and figures."""
@@ -219,9 +250,12 @@ def track(work: str, total: float, unit: str) -> Iterator[Advance]:
             bars = stack.enter_context(Bars())
             sink = lambda event: bars.show("", event)  # noqa: E731
 
+        kept = ProgressFile(work, total, unit)
+
         def advance(amount: float, **figures: float) -> None:
             nonlocal done, last
             done += amount
+            kept.write(min(done, total), figures, done >= total)
             now = time.monotonic()
             if now - last > 0.2 or done >= total:
                 last = now

@@ -224,4 +224,16 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        _held.append(folder)
+        try:
+            yield
+        finally:
+            _held.remove(folder)
+
+
+_held: list[Path] = []
+
+
+def held_run() -> Path | None:
+    """The run folder that this process holds; None where it holds none."""
+    return _held[-1] if _held else None

@@ -8,14 +8,20 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-INK = "#171b21"  # drawn with this colour, it becomes the text colour of wherever the figure is shown
+from latent_thoughts.stages.report.charts import INK
+
 NAMESPACE = "http://www.w3.org/2000/svg"
 THEME = f"svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:#e8eaed;filter:brightness(1.35)}}}}"
 
 
-def embedded(text: str, label: str) -> str:
-    """For an HTML page: scales with its column, named for screen readers."""
+def embedded(text: str, label: str, palette: dict[str, str]) -> str:
+    """For an HTML page: scales with its column, named for screen readers, in the colours that the page gives to the
+    palette's names (its CSS variables), and in its font."""
     root = _themed(text)
+    named = {colour: f"var(--{name})" for name, colour in palette.items()}
+    for node in root.iter():
+        node.attrib.update({k: named[v.strip()] for k, v in node.attrib.items() if v.strip() in named})
+        node.attrib.pop("font-family", None)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib |= {"role": "img", "aria-label": label}

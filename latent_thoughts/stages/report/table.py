@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_thoughts.stages.report.summary import LOOPS, MEANINGS, NAMES, Line, Mean, Results, bound_name
+from latent_thoughts.stages.report.tasks import tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,29 @@ def samples_table(results: Results) -> Table | None:
             ]
             cells.append((method, "", row))
     return Table(heads, cells, [])
+
+
+def tasks_table(results: Results) -> Table | None:
+    """Every task that was asked: a line a model and budget of thought tokens; None where none was."""
+    heads = [
+        ("Method", "How the model was trained"),
+        ("Task", "Of the evaluation harness"),
+        ("Form", "Direct, chain of thought, or with thoughts of the model"),
+        ("Thought tokens", "Allowed, and in brackets used in the mean"),
+        ("n", "Questions asked, or seeds of the run"),
+        ("Accuracy", "Share of right answers"),
+    ]
+    cells = []
+    for task in tasks(results):
+        for model in task.models:
+            for r in model.results:
+                used = "" if r.thought_tokens is None else f" ({r.thought_tokens:.0f})"
+                budget = "" if r.budget is None else f"≤ {r.budget}{used}"
+                asked = f"{r.accuracy.n} {r.accuracy.over}"
+                row = [model.name, task.name, task.form, budget, asked, percent(r.accuracy)]
+                cells.append((model.method, "", row))
+    notes = ["± is the standard error: over questions and their samples, over seeds where the run has several."]
+    return Table(heads, cells, notes) if cells else None
 
 
 def meanings(results: Results) -> list[tuple[str, str, str]]:

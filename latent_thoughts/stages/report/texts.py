@@ -1,4 +1,4 @@
-"""The page's sample of texts: what the E-step thought of them, and how models answered held-out ones."""
+"""What there is to read of a run: documents with every draw of every E-step, and answers to held-out questions."""
 
 from __future__ import annotations
 
@@ -15,37 +15,62 @@ from latent_thoughts import weights
 from latent_thoughts.stages.report.summary import LOOPS, NAMES, Results
 from latent_thoughts.types import UserError
 
-DOCUMENTS = 40  # a seed, the same in every iteration
-CLIP = 4000  # characters of one text; the page is one file
+CLIP = 20_000  # characters of one text
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """`seeds` are JSON for the page: {name, loops: [...], answers: {...}}."""
+class Loop:
+    """One EM run of one seed: the folders of its E-steps by iteration, and the documents they thought about."""
 
-    seeds: list[Json]
+    name: str
+    prepared: Path
+    steps: dict[int, Path]
 
-    @property
-    def any(self) -> bool:
-        return any(seed["loops"] or seed["answers"]["texts"] for seed in self.seeds)
+    def shards(self) -> list[str]:
+        """Names of the corpus shards that any E-step has posteriors for."""
+        found = {path.name for folder in self.steps.values() for path in folder.glob("posterior-*.parquet")}
+        return sorted(name.replace("posterior-", "corpus-") for name in found)
+
+    def documents(self, shard: str) -> Iterator[Json]:
+        """A shard's documents that were thought about: `{id, known, chunks: [{text, tokens, oracle, steps}]}`, where
+        `steps` has a posterior for every iteration, and nothing for a chunk that no thought is meant for."""
+        drawn = {n: _posteriors(folder / shard.replace("corpus-", "posterior-")) for n, folder in self.steps.items()}
+        for row in _rows(self.prepared / shard):
+            document = _document(row, drawn)
+            if any(chunk["steps"] for chunk in document["chunks"]):
+                yield document
 
 
-def read(folder: Path, results: Results) -> Texts:
-    """Everything that can be shown; what a run lacks is left out."""
+@dataclass(frozen=True, slots=True)
+class Seed:
+    name: str
+    loops: list[Loop]
+    answers: Json
+
+
+def read(folder: Path, results: Results) -> list[Seed]:
+    """Everything that can be shown, a seed each; what a run lacks is left out."""
     kept = (results.recipe.get("evaluate") or {}).get("thoughts_kept")
     kept = kept if isinstance(kept, int) else 50
     found = []
     for name, run in _runs(folder, results):
-        loops = [loop for method in reversed(LOOPS) if (loop := _loop(run, method, results))]
-        found.append({"name": name, "loops": loops, "answers": _answers(run, results, kept)})
-    return Texts(found)
+        loops = [_loop(run, method, results) for method in reversed(LOOPS)]
+        found.append(Seed(name, [loop for loop in loops if loop.steps], _answers(run, results, kept)))
+    return found
 
 
 def _runs(folder: Path, results: Results) -> list[tuple[str, Path]]:
     """The run folders: of a demo one a seed, else the folder itself."""
     seeds = [(f"seed {seed}", folder / f"seed_{seed}") for seed in results.run.get("seeds") or []]
     return [(name, path) for name, path in seeds if path.is_dir()] or [("", folder)]
+
+
+def _loop(run: Path, method: str, results: Results) -> Loop:
+    root = run if method == "em" else run / "baselines" / method
+    folders = {line.iteration: root / f"iter_{line.iteration:02}" / "sample" for line in results.main(method)}
+    there = {n: folder for n, folder in folders.items() if any(folder.glob("posterior-*.parquet"))}
+    return Loop(NAMES[method], run / "prepare", there)
 
 
 def _rows(path: Path, columns: list[str] | None = None) -> Iterator[Json]:
@@ -56,79 +81,48 @@ def _rows(path: Path, columns: list[str] | None = None) -> Iterator[Json]:
     if not path.exists():
         return
     try:
-        for batch in pq.ParquetFile(path).iter_batches(64, columns=columns):
+        for batch in pq.ParquetFile(path).iter_batches(256, columns=columns):
             yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"shard {path} is damaged ({str(error).splitlines()[0]}): run that stage again") from None
 
 
-def _loop(run: Path, method: str, results: Results) -> Json | None:
-    """One EM run's iterations: for each text its draws in every iteration."""
-    root = run if method == "em" else run / "baselines" / method
-    numbers = [line.iteration for line in results.main(method)]
-    shards = {n: sorted((root / f"iter_{n:02}" / "sample").glob("posterior-*.parquet"))[:1] for n in numbers}
-    shards = {n: found[0] for n, found in shards.items() if found}
-    if not shards:
-        return None
-    # With fixed data every iteration has the same shards; otherwise each slice gives its share.
-    names = sorted({path.name for path in shards.values()})
-    texts: dict[tuple[str, int], Json] = {}
-    for name in names:
-        texts |= _corpus(run / "prepare" / name.replace("posterior-", "corpus-"), math.ceil(DOCUMENTS / len(names)))
-    for number, path in shards.items():
-        missing = {key for key in texts if texts[key]["shard"] == path.name.replace("posterior-", "corpus-")}
-        for row in _rows(path):
-            key = (row["doc_id"], row["chunk_index"])
-            if key in missing:
-                missing.remove(key)
-                texts[key]["steps"][str(number)] = _step(row, texts[key]["oracle"])
-            if not missing:
-                break
-    shown = [{k: v for k, v in text.items() if k != "shard"} for text in texts.values() if text["steps"]]
-    return {"name": NAMES[method], "iterations": list(shards), "texts": shown}
+def _posteriors(path: Path) -> dict[tuple[str, int], Json]:
+    columns = ["doc_id", "chunk_index", "draws", "log_weights", "gains", "ess", "distinct", "chosen", "raw_logprob"]
+    return {(row["doc_id"], row["chunk_index"]): row for row in _rows(path, columns)}
 
 
-def _corpus(path: Path, limit: int) -> dict[tuple[str, int], Json]:
-    """The first texts of a corpus shard that thoughts are meant for."""
-    found: dict[tuple[str, int], Json] = {}
-    for row in _rows(path):
-        meta = json.loads(row["meta"])
-        for index, chunk in enumerate(row["chunks"]):
-            if not chunk["target"]:
-                continue
-            found[row["id"], index] = {
-                "id": row["id"] + (f" · {index}" if len(row["chunks"]) > 2 else ""),
-                "question": _clip("".join(c["text"] for c in row["chunks"][:index]), end=True),
-                "answer": _clip(chunk["text"]),
-                "oracle": _clip((meta.get("oracle") or {}).get(str(index))),
-                "known": meta.get("known"),
-                "shard": path.name,
-                "steps": {},
-            }
-            if len(found) == limit:
-                return found
-    return found
+def _document(row: Json, drawn: dict[int, dict[tuple[str, int], Json]]) -> Json:
+    meta = json.loads(row["meta"])
+    chunks = []
+    for index, chunk in enumerate(row["chunks"]):
+        oracle = clip((meta.get("oracle") or {}).get(str(index)))
+        found = {n: rows[row["id"], index] for n, rows in drawn.items() if (row["id"], index) in rows}
+        steps = {str(n): _step(posterior, oracle) for n, posterior in found.items()}
+        chunks.append({"text": clip(chunk["text"]), "tokens": len(chunk["ids"]), "oracle": oracle, "steps": steps})
+    return {"id": row["id"], "known": meta.get("known"), "chunks": chunks}
 
 
 def _step(row: Json, oracle: str | None) -> Json:
-    """One text's posterior. Identical draws are one entry; entries are sorted by their share of the weight."""
+    """One chunk's posterior. Identical draws are one entry; entries are sorted by their share of the weight."""
     log_weights = np.array([-np.inf if w is None else w for w in row["log_weights"]], float)
     groups: dict[tuple[Any, ...], Json] = {}
-    for n, (draw, share) in enumerate(zip(row["draws"], weights.normalised(log_weights), strict=True)):
-        group = groups.setdefault(
-            (draw["finished"], *draw["ids"]),
-            {
-                "text": _clip(draw["text"]),
+    for n, (draw, share) in enumerate(zip(row["draws"], weights.normalised(log_weights).tolist(), strict=True)):
+        key = (draw["finished"], *draw["ids"])
+        if (group := groups.get(key)) is None:
+            text = clip(draw["text"])
+            group = groups[key] = {
+                "text": text,
+                "length": len(draw["ids"]),
                 "from": {},
                 "share": 0.0,
                 "gain": _finite(row["gains"][n]),
                 "finished": draw["finished"],
-                "same": None if oracle is None else draw["finished"] and _clip(draw["text"]) == oracle,
+                "same": None if oracle is None else draw["finished"] and text == oracle,
                 "chosen": False,
-            },
-        )
+            }
         group["from"][draw["proposal"]] = group["from"].get(draw["proposal"], 0) + 1
-        group["share"] += float(share)
+        group["share"] += share
         group["chosen"] |= n == row["chosen"]
     draws = sorted(groups.values(), key=lambda d: (-d["share"], -sum(d["from"].values())))
     return {
@@ -144,11 +138,11 @@ def _finite(value: float | None) -> float | None:
     return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
-def _clip(text: str | None, end: bool = False) -> Any:
-    """A text that is too long for the page loses its end, or its beginning."""
-    if text is None or len(text) <= CLIP:
+def clip(text: str | None, limit: int = CLIP, end: bool = False) -> Any:
+    """A text that is too long loses its end, or its beginning."""
+    if text is None or len(text) <= limit:
         return text
-    return f"… {text[-CLIP:]}" if end else f"{text[:CLIP]} … ({len(text) - CLIP:,} more characters)"
+    return f"… {text[-limit:]}" if end else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
 def _answers(run: Path, results: Results, limit: int) -> Json:
@@ -163,7 +157,7 @@ def _answers(run: Path, results: Results, limit: int) -> Json:
             texts = {r["doc_id"]: _asked(r) for r in rows[:: math.ceil(len(rows) / limit)]}
         for row in rows:
             if row["doc_id"] in texts:
-                answer = {"thought": _clip(row["thought"]), "text": _clip(row["text"]), "right": row["right"]}
+                answer = {"thought": clip(row["thought"]), "text": clip(row["text"]), "right": row["right"]}
                 answer["same"] = None if row["oracle"] is None else row["thought"] == row["oracle"]
                 texts[row["doc_id"]]["by"][str(len(models))] = answer
         models.append(name)
@@ -173,9 +167,9 @@ def _answers(run: Path, results: Results, limit: int) -> Json:
 def _asked(row: Json) -> Json:
     return {
         "id": row["doc_id"],
-        "question": _clip(row["question"], end=True),
-        "gold": _clip(row["gold"]),
-        "oracle": _clip(row["oracle"]),
+        "question": clip(row["question"], end=True),
+        "gold": clip(row["gold"]),
+        "oracle": clip(row["oracle"]),
         "known": row["known"],
         "by": {},
     }

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -57,8 +58,8 @@ def add_texts(run: Path, words: str = "in den .") -> None:
     """One corpus document with two iterations of draws, and one answer of the warm start and of EM."""
     meta = json.dumps({"known": False, "oracle": {"1": words}})
     chunks = [
-        {"start": 0, "text": f"where? {words}", "ids": [1], "target": False, "thought": None},
-        {"start": 9, "text": f"there {words}", "ids": [2], "target": True, "thought": None},
+        {"start": 0, "text": f"where? {words}", "ids": [1], "target": False, "thoughts": []},
+        {"start": 9, "text": f"there {words}", "ids": [2], "target": True, "thoughts": []},
     ]
     document = {"id": words, "source": "raw", "meta": meta, "chunks": chunks}
     parquet(run / "prepare" / "corpus-00000.parquet", [document], DOCUMENTS)
@@ -78,3 +79,33 @@ def add_texts(run: Path, words: str = "in den .") -> None:
         answer = {"doc_id": "h", "question": words, "thought": words, "text": words, "answer": None, "gold": words,
                   "oracle": words, "right": iteration > 0, "known": None}  # fmt: skip
         parquet(run / f"iter_{iteration:02}" / "evaluate" / "answers.parquet", [answer], ANSWERS)
+
+
+def add_many(run: Path, documents: int, iterations: int = 3, chunks: int = 4, draws: int = 4) -> None:
+    """Documents of a context chunk and `chunks` chunks with thoughts, in one shard. A thought grows by a word an
+    iteration; every third document's were not accepted. Gains a token run from -0.5 up to 0.5."""
+    random = np.random.default_rng(0)
+    words = np.array("den hall attic cellar tower north south east west gallery".split())
+    rows, drawn = [], {n: [] for n in range(1, iterations + 1)}
+    for n in range(documents):
+        text = [f"Document {n}, part {at}: {' '.join(random.choice(words, 6))}. " for at in range(chunks + 1)]
+        rows.append(
+            {"id": f"document-{n}", "source": "raw", "meta": json.dumps({"known": n % 2 == 0}),
+             "chunks": [{"start": 0, "text": t, "ids": [1] * 10, "target": at > 0, "thoughts": []}
+                        for at, t in enumerate(text)]}
+        )  # fmt: skip
+        for iteration, posteriors in drawn.items():
+            posteriors += [_many_draws(f"document-{n}", n, at, iteration, draws) for at in range(1, chunks + 1)]
+    parquet(run / "prepare" / "corpus-00000.parquet", rows, DOCUMENTS)
+    for iteration, posteriors in drawn.items():
+        parquet(run / f"iter_{iteration:02}" / "sample" / "posterior-00000.parquet", posteriors, POSTERIORS)
+
+
+def _many_draws(name: str, n: int, at: int, iteration: int, draws: int) -> dict[str, Any]:
+    scores = {"log_posterior": -1.0, "log_prior": -1.0, "log_x": -1.0, "log_q": -1.0, "finished": True}
+    found = [{"ids": [m] * (m + iteration), "proposal": "posterior", "text": f"thought {n}.{at}" + f" {m}" * iteration,
+              **scores} for m in range(draws)]  # fmt: skip
+    chosen = -1 if n % 3 == 2 else at % draws
+    return {"doc_id": name, "chunk_index": at, "context_ids": [1], "chunk_ids": [1] * 10, "draws": found,
+            "log_weights": [0.0] * draws, "gains": [n % 11 - 5.0] * draws, "ess": 1.0 + n % draws, "distinct": draws,
+            "chosen": chosen, "raw_logprob": -3.0}  # fmt: skip

@@ -1,0 +1,106 @@
+"""Results of the tasks that models were asked (`tasks` of a row), gathered by task and model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from latent_thoughts.stages.report.charts import COLOURS, DASHES, INK, MARKERS, Series
+from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, mean
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One budget of thought tokens (None where the form has no thoughts)."""
+
+    budget: int | None
+    accuracy: Mean
+    thought_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    name: str
+    method: str
+    results: list[Result]
+
+    @property
+    def colour(self) -> str:
+        return COLOURS.get(self.method, INK)
+
+    def curve(self) -> Series | None:
+        points = [(float(r.budget), r.accuracy) for r in self.results if r.budget is not None]
+        look = DASHES.get(self.method, "-"), MARKERS.get(self.method, "o")
+        return Series(self.name, self.colour, points, [], *look) if len(points) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task in one form, and every model that was asked it."""
+
+    name: str
+    form: str
+    shots: int | None
+    models: list[Model]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} · {self.form}"
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"\W+", "_", f"{self.name}_{self.form}").strip("_").lower()
+
+
+def tasks(results: Results) -> list[Task]:
+    """Every task with the models that were asked it, in the order of the table."""
+    found: dict[tuple[Any, ...], Task] = {}
+    for line, name in _lines(results):
+        for key, asked in _by_task(line).items():
+            task = found.setdefault(key, Task(key[0], key[1], key[2], []))
+            task.models.append(Model(name, line.method, _results(asked)))
+    return list(found.values())
+
+
+def _lines(results: Results) -> list[tuple[Line, str]]:
+    found = []
+    for method in results.methods:
+        for line in results.main(method) if method in LOOPS else [results.single(method)]:
+            if line is not None:
+                found.append((line, f"{line.name} {line.iteration}" if method in LOOPS else line.name))
+    return found
+
+
+def _by_task(line: Line) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """A line's results by (name, form, shots), one a seed."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in line.rows.values():
+        for task in row.get("tasks") or []:
+            form = task["form"] + (", fine-tuned" if task.get("fine_tuned") else "")
+            found.setdefault((task["name"], form, task.get("shots")), []).append(task)
+    return found
+
+
+def _results(asked: list[dict[str, Any]]) -> list[Result]:
+    budgets: dict[int | None, list[dict[str, Any]]] = {}
+    for task in asked:
+        for result in task["results"]:
+            budgets.setdefault(result["budget"], []).append(result)
+    ordered = sorted(budgets.items(), key=lambda item: (item[0] is not None, item[0] or 0))
+    return [Result(budget, _accuracy(entries), _thought_tokens(entries)) for budget, entries in ordered]
+
+
+def _accuracy(entries: list[dict[str, Any]]) -> Mean:
+    """One run's figure as the harness has it; over several seeds of the run, their mean and its error."""
+    over = mean(entry["accuracy"]["value"] for entry in entries)
+    assert over is not None
+    if len(entries) > 1:
+        return over
+    only = entries[0]["accuracy"]
+    return Mean(only["value"], only["se"], only["n"], "questions")
+
+
+def _thought_tokens(entries: list[dict[str, Any]]) -> float | None:
+    found = mean(entry.get("thought_tokens") for entry in entries)
+    return None if found is None else found.value

@@ -1,0 +1,48 @@
+"""watch: a live view of a run, from its files alone.
+
+    latent-thoughts watch RUN
+
+It takes no lock and writes nothing, so it may look at a run that works, that is finished or that has died. What is
+half written is left out until the next look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from latent_thoughts.types import UserError
+from latent_thoughts.watch.reading import State, find, read
+from latent_thoughts.watch.showing import show
+
+__all__ = ["watch"]
+
+
+def watch(folder: Path, every: float = 1.0, once: bool = False, console: Console | None = None) -> None:
+    """Shows the runs below `folder` until none of them works any more; once, where there is no terminal.
+
+    Raises UserError where there is no run.
+    """
+    console = console or Console(highlight=False)
+    states = look(folder)
+    if once or not console.is_terminal or not any(state.working for state in states):
+        console.print(show(folder, states, time.time()))
+        return
+    with Live(console=console, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            live.update(show(folder, states, time.time()), refresh=True)
+            if not any(state.working for state in states):
+                return
+            time.sleep(every)
+            states = look(folder)
+
+
+def look(folder: Path) -> list[State]:
+    states = [read(run) for run in find(folder)]
+    if not states:
+        raise UserError(f"{folder} holds no run: name the folder that was given to --out")
+    return states

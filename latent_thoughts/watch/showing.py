@@ -1,0 +1,191 @@
+"""A run's state for the terminal: what is done, what is being done, how the loss falls, and what looks unhealthy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from latent_thoughts.watch.reading import Part, Row, State
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDE = 48  # characters of the loss curve
+SIGNS = {"done": ("✓", "green"), "working": ("▸", "bold yellow"), "open": ("·", "dim")}
+STATUS = {"working": "bold green", "finished": "bold", "stopped": "bold red"}
+SILENT = 120.0  # seconds without a sign of life after which a run that works is told to be silent
+
+
+def show(folder: Path, states: list[State], now: float) -> RenderableType:
+    """One run in full; of several a line each, and in full those that work."""
+    if len(states) == 1:
+        return run(states[0], now)
+    shown = [overview(folder, states, now), *(run(state, now) for state in states if state.working)]
+    return Group(*(part for n, shown_part in enumerate(shown) for part in ([Text()] if n else []) + [shown_part]))
+
+
+def overview(folder: Path, states: list[State], now: float) -> Table:
+    table = _table("run", "state", "stages", "now")
+    for state in states:
+        done = sum(part.state == "done" for part in state.parts)
+        name = str(state.folder.relative_to(folder)) if state.folder != folder else state.folder.name
+        doing = _doing(state) if state.working else ""
+        table.add_row(Text(name), Text(state.status, STATUS[state.status]), f"{done}/{len(state.parts)}", Text(doing))
+    return table
+
+
+def run(state: State, now: float) -> RenderableType:
+    parts: list[RenderableType] = [_title(state, now), _models(state)]
+    if state.working and state.progress:
+        parts.append(_progress(state.progress))
+    parts += [Text(line) for line in _loss(state)]
+    parts += [Text(f"! {line}", "yellow") for line in warnings(state, now)]
+    if state.status == "stopped":
+        parts.append(Text("Stopped: run the same command again, and it goes on from here.", "dim"))
+    return Group(*parts)
+
+
+def _title(state: State, now: float) -> Text:
+    text = Text.assemble((str(state.folder), "bold"), "  ", (state.status, STATUS[state.status]))
+    if state.sign:
+        text.append(f"  last sign {since(now - state.sign)} ago", "dim")
+    return text
+
+
+def _doing(state: State) -> str:
+    part = next((part for part in state.parts if part.state == "working"), None)
+    where = str(part.folder.relative_to(state.folder)) if part else ""
+    total, done = state.progress.get("total"), state.progress.get("done")
+    return f"{where} {100 * done / total:.0f} %" if total and done is not None else where
+
+
+def _models(state: State) -> Table:
+    """A line a model: its stages with the seconds they took, and its figures."""
+    columns = [name for name in ("synthesize", "sample", "train", "evaluate") if _any(state.rows, name)]
+    figures = [f for f in FIGURES if any(_figure(row, *f[1:3]) is not None for row in state.rows)]
+    first = " ".join(f"{SIGNS[part.state][0]} {part.name}" for part in state.first)
+    table = _table(first, *columns, *(f[0] for f in figures))
+    for row in state.rows:
+        cells = [_cell(row.parts.get(name)) for name in columns]
+        values = [_figure(row, stage, name) for _, stage, name, _ in figures]
+        shown = ["" if v is None else f[3](v) for f, v in zip(figures, values, strict=True)]
+        table.add_row(Text(row.name), *cells, *shown)
+    return table
+
+
+def _any(rows: list[Row], name: str) -> bool:
+    return any(name in row.parts for row in rows)
+
+
+def _cell(part: Part | None) -> Text:
+    if part is None:
+        return Text("")
+    sign, style = SIGNS[part.state]
+    seconds = part.counts.get("seconds")
+    took = f" {since(seconds)}" if isinstance(seconds, int | float) else ""
+    return Text(f"{sign}{took}", style)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def plain(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+FIGURES = [  # (head, stage, count, how it is shown)
+    ("accuracy", "evaluate", "accuracy", percent),
+    ("bits/byte", "evaluate", "nll_bits_per_byte", plain),
+    ("accepted", "sample", "accepted_share", percent),
+    ("ESS", "sample", "mean_ess", plain),
+    ("gain/token", "sample", "gain_per_token", plain),
+    ("unfinished", "sample", "unfinished_share", percent),
+]
+
+
+def _figure(row: Row, stage: str, name: str) -> float | None:
+    part = row.parts.get(stage)
+    value = part.counts.get(name) if part else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _progress(progress: dict[str, Any]) -> RenderableType:
+    """What is being done: a bar, the rate and the time left."""
+    done, total, rate = progress.get("done") or 0.0, progress.get("total"), progress.get("rate")
+    grid = Table.grid(padding=(0, 2))
+    unit = progress.get("unit", "")
+    said = f"{done:,.0f} of {total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"
+    if rate:
+        said += f"  {rate:,.3g}/s"
+        said += f"  {since((total - done) / rate)} left" if total else ""
+    bar = ProgressBar(total or None, done, width=30, pulse=not total)
+    grid.add_row(Text(str(progress.get("work", "")), "bold"), bar, Text(said))
+    figures = progress.get("figures") or {}
+    shown = "  ".join(f"{name} {plain(value)}" for name, value in figures.items())
+    return Group(grid, Text(shown, "dim")) if shown else grid
+
+
+def _loss(state: State) -> Iterator[str]:
+    """The loss as a curve of blocks, with where it began and where it is."""
+    if not state.metrics or state.trained is None:
+        return
+    losses, last = [line["loss"] for line in state.metrics], state.metrics[-1]
+    where = state.trained.relative_to(state.folder)
+    yield f"loss  {sparkline(losses)}  {plain(losses[0])} → {plain(losses[-1])}  {where}, step {last.get('step')}"
+    names = {"tokens_per_second": "tokens/s", "norm": "gradient norm", "lr": "lr", "mfu": "MFU", "memory_gb": "GB"}
+    shown = [f"{label} {_many(last[name])}" for name, label in names.items() if isinstance(last.get(name), int | float)]
+    if shown:
+        yield "      " + "  ".join(shown)
+
+
+def _many(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else plain(value)
+
+
+def sparkline(values: list[float], width: int = WIDE) -> str:
+    """Values as blocks, each the mean of its part of them."""
+    width = min(width, len(values))
+    edges = [round(n * len(values) / width) for n in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    return "".join(BLOCKS[round((v - low) / (high - low or 1) * (len(BLOCKS) - 1))] for v in means)
+
+
+def warnings(state: State, now: float) -> Iterator[str]:
+    """What a person would want to know before waiting any longer."""
+    if state.diverged is not None:
+        yield f"training diverged: {state.diverged.relative_to(state.folder)}"
+    if state.working and state.sign and now - state.sign > SILENT:
+        yield f"no sign of life for {since(now - state.sign)}"
+    for row in state.rows:
+        unfinished, accepted = _figure(row, "sample", "unfinished_share"), _figure(row, "sample", "accepted_share")
+        distinct = _figure(row, "sample", "mean_distinct")
+        if unfinished is not None and unfinished > 0.3:
+            yield f"{row.name}: {percent(unfinished)} of the draws found no end (sample.max_thought_tokens)"
+        if accepted is not None and accepted < 0.1:
+            yield f"{row.name}: only {percent(accepted)} of the texts got a thought that pays"
+        if distinct is not None and distinct < 1.5:
+            yield f"{row.name}: draws hardly differ, {plain(distinct)} thoughts a text (sample.temperature)"
+
+
+def since(seconds: float) -> str:
+    """12 s, 3:05, 2:10:00."""
+    if seconds < 60:
+        return f"{max(0, seconds):.0f} s"
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for n, head in enumerate(heads):
+        table.add_column(Text(head), justify="left" if n == 0 else "right", no_wrap=True)
+    return table
