@@ -90,8 +90,8 @@ def load(folder: Path) -> Model:
 
 def form_of(results: dict[str, Any]) -> str:
     """How a task was asked, in a word or two."""
-    chat, tuned = results.get("chat_template"), results.get("fine_tuned")
-    return ", ".join([results["form"], *(["chat"] if chat else []), *(["fine-tuned"] if tuned else [])])
+    told = {"chat": results.get("chat_template"), "fine-tuned": results.get("fine_tuned")}
+    return ", ".join([results["form"], *(name for name, is_so in told.items() if is_so)])
 
 
 def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
