@@ -110,8 +110,6 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
-    if config.optimizer == "muon" and ranks.size > 1:
-        raise UserError("train.optimizer: muon runs in one process, since it needs whole matrices: set adamw")
     models.keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()
