@@ -112,7 +112,7 @@ def test_filters_search_and_order(big: Path, opened: Open) -> None:
     assert some == 4 * len([n for n in range(2500) if n % 11 == 10 and n % 4 == 0])
     page.fill("[aria-label='Thought, tokens, at least']", "6")  # m + iteration of draw m, the third iteration
     assert status(page) == f"{len(accepted_and_long())} of 10,000 texts"
-    page.click("text=Clear")
+    page.click(".filters .last button")
     assert status(page) == "10,000 of 10,000 texts"
     page.select_option("#choose-order", "length down")
     page.locator(".draw.chosen .origin", has_text=re.compile("6 tokens$")).wait_for()
@@ -185,7 +185,7 @@ def test_hostile_texts_are_shown_and_run_nothing(hostile: Path, opened: Open, si
     page.locator(".document .thought .more").click()
     assert page.text_content(".document .thought .text") == HOSTILE
     assert page.locator("#reader :is(img, script, textarea, iframe)").count() == 0
-    page.click("text=Held-out answers")
+    page.locator(".tabs button", has_text="Held-out answers").click()
     page.locator(".models li").first.wait_for()
     assert "</textarea><img" in page.text_content(".document .text")
     assert page.title() == title
@@ -239,6 +239,6 @@ def test_axe_finds_nothing_serious(
     page.evaluate("document.querySelector('.help').showModal()")
     check(page)
     page = opened(hostile, size, scheme)
-    page.click("text=Held-out answers")
+    page.locator(".tabs button", has_text="Held-out answers").click()
     page.locator(".models li").first.wait_for()
     check(page)
