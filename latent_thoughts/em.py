@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_thoughts import examine
+from latent_thoughts import examine, executors
 from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
 from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
@@ -32,6 +32,7 @@ from latent_thoughts.store import read_manifest, write_json
 from latent_thoughts.types import Manifest, UserError
 
 Row = dict[str, Any]
+TRAINING = ("warm_start", "corpus")  # the splits that models are trained on
 PARAPHRASES = ("wrap_baseline", "wrap_cot")
 
 
@@ -83,7 +84,7 @@ class Run:
     def _train(self, config: Train, sources: list[Source], folder: Path, continue_from: Path | None = None) -> Manifest:
         recipe, held_out = self.recipe, Source(self.prepared, "held_out")
         where = (self.base, sources, folder / "train", recipe.seed, continue_from, held_out)
-        return training.train(config, recipe.model, *where)
+        return executors.together(recipe, training.train, config, recipe.model, *where)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:
         """Held-out text and answers, and every task of the recipe; `counts` have the tasks' results too."""
@@ -96,12 +97,15 @@ class Run:
         return replace(found, counts={**found.counts, "tasks": asked})
 
     def _trained_on(self, folder: Path) -> dict[str, Source]:
-        """The text and the thoughts that a model may have seen."""
-        found = {split: Source(self.prepared, split) for split in ("warm_start", "corpus")}
-        if (self.warm_start / "synthesize" / "manifest.json").exists():
-            found["synthesize"] = Source(self.warm_start / "synthesize", "warm_start")
-        if (folder / "sample" / "manifest.json").exists():
-            found["sample"] = Source(folder / "sample", "corpus")
+        """The text and the thoughts that a model may have seen (in the continual regime, of earlier iterations too)."""
+        found = {split: Source(self.prepared, split) for split in TRAINING}
+        folders = [self.warm_start, folder]
+        if self.recipe.em.regime == "continual":
+            folders += sorted(f for f in folder.parent.glob("iter_*") if f.name < folder.name)
+        for path in (f / stage for f in folders for stage in ("synthesize", "sample")):
+            if (path / "manifest.json").exists():
+                there = {name.rpartition("-")[0] for name in read_manifest(path).shards}
+                found |= {f"{path.relative_to(self.folder)} {s}": Source(path, s) for s in TRAINING if s in there}
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from latent_thoughts.data import worlds
 from latent_thoughts.data.tokenizer import Controls, add_control_tokens, controls_of, word_tokenizer
 from latent_thoughts.store import atomic
 from latent_thoughts.types import UserError
+
+# On a CPU, oneDNN keeps a kernel of about a megabyte for each of the last 1,024 shapes, and the passes of an E-step
+# hardly ever have the same number of rows: memory would grow for hours. It reads these when it is first used.
+for _limit in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_limit, "256")
 
 
 def set_up_torch(threads: int | None) -> None:

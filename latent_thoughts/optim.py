@@ -2,16 +2,18 @@
 
 torch.optim.Muon orthogonalises one matrix after the other in bf16. A small model has many small
 matrices, and on a CPU the calls cost more than the products (benchmarks/muon.py). Here matrices of
-equal shape go through the Newton-Schulz iteration together, in their own precision.
+equal shape go through the Newton-Schulz iteration together, in their own precision; those that FSDP shards
+are gathered for it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latent_thoughts.config import Train
 
@@ -52,13 +54,39 @@ class Muon(torch.optim.Optimizer):
     def _step(self, parameters: list[torch.Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
         momentum, decay = group["momentum"], group["lr"] * group["weight_decay"]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
-        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
-        averages = torch.stack(buffers).lerp_(gradients, 1 - momentum)
-        updates = orthogonalise(gradients.lerp(averages, momentum))
+        gradients = torch.stack([_local(p.grad) for p in parameters if p.grad is not None])
+        averages = torch.stack([_local(b) for b in buffers]).lerp_(gradients, 1 - momentum)
+        updates = _by_whole_matrices(orthogonalise, gradients.lerp(averages, momentum), parameters)
         rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
         for parameter, buffer, average, update in zip(parameters, buffers, averages, updates, strict=True):
-            buffer.copy_(average)
-            parameter.mul_(1 - decay).add_(update, alpha=-rate)
+            _local(buffer).copy_(average)
+            _local(parameter).mul_(1 - decay).add_(update, alpha=-rate)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a parameter, or what belongs to one."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _by_whole_matrices(
+    function: Callable[[torch.Tensor], torch.Tensor], stack: torch.Tensor, parameters: list[torch.Tensor]
+) -> Iterable[torch.Tensor]:
+    """A function of a stack of whole matrices, where the stack holds this rank's shards of them.
+
+    Every rank gathers all and takes its part of the result: what is sent is a gradient's worth a step.
+    """
+    first = parameters[0]
+    if not isinstance(first, DTensor):
+        return function(stack)
+    mesh, placed = first.device_mesh, first.placements
+    whole = [
+        DTensor.from_local(part, mesh, placed, shape=first.shape, stride=first.stride()).full_tensor() for part in stack
+    ]
+    # without a source rank nothing is sent: all have the same
+    return [
+        distribute_tensor(matrix, mesh, placed, src_data_rank=None).to_local()
+        for matrix in function(torch.stack(whole))
+    ]
 
 
 def optimizers(model: Any, config: Train) -> list[torch.optim.Optimizer]:

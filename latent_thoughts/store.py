@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -47,8 +48,7 @@ def sha256(path: Path) -> str:
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)  # a process that was killed may have had the same number
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # process numbers recur, on machines and in time
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():
@@ -64,6 +64,11 @@ def settle(temporary: Path, path: Path) -> None:
         _sync(file)
     os.replace(temporary, path)
     _sync(path.parent)
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether it is what `atomic` writes to; of a process that was killed, or that is still at work."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _remove(path: Path) -> None:
@@ -102,9 +107,7 @@ class Stage:
 
     def _claim(self) -> None:
         marker = self.folder / "stage.json"
-        for stale in self.folder.glob(".*.tmp"):  # of a process that was killed: this one holds the run's lock
-            _remove(stale)
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and any(not _unfinished(path) for path in self.folder.iterdir()):
             owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
             if owner != self.key:
                 os.replace(self.folder, _free(self._aside(owner)))
@@ -127,28 +130,43 @@ class Stage:
 
     def write(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema, counts: dict[str, Any]) -> None:
         """Writes one shard with its counts in the Parquet metadata; both appear together or not at all."""
-        table = pa.Table.from_pylist(rows, schema=schema.with_metadata({"counts": json.dumps(counts)}))
+        known = {"counts": json.dumps(counts), "key": self.key}
+        table = pa.Table.from_pylist(rows, schema=schema.with_metadata(known))
         with atomic(self.shard(name)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
+
+    def remove(self, name: str) -> None:
+        self.shard(name).unlink(missing_ok=True)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a shard that this stage wrote."""
         return pq.read_table(self.shard(name)).to_pylist()
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """The counts of a shard that is there already, else None."""
+        """The counts of a shard that is there already, else None.
+
+        One of another key is not: a worker that outlived its driver may have written it after the folder changed hands.
+        """
         path = self.shard(name)
         if not path.exists():
             return None
-        return json.loads((pq.read_schema(path).metadata or {})[b"counts"])
+        known = pq.read_schema(path).metadata or {}
+        return json.loads(known[b"counts"]) if known.get(b"key", b"").decode() == self.key else None
 
-    def close(self, shards: list[str], counts: dict[str, Any]) -> Manifest:
-        described = {
-            name: {"rows": pq.read_metadata(self.shard(name)).num_rows, "sha256": sha256(self.shard(name))}
-            for name in shards
-        }
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a manifest says of a shard."""
+        return {"rows": pq.read_metadata(self.shard(name)).num_rows, "sha256": sha256(self.shard(name))}
+
+    def close(
+        self, shards: list[str], counts: dict[str, Any], described: dict[str, dict[str, Any]] | None = None
+    ) -> Manifest:
+        """Writes the manifest; shards that are not `described` are read for it."""
+        known = described or {}
+        described = {name: known.get(name) or self.describe(name) for name in shards}
         manifest = Manifest(self.name, self.key, described, counts)
         write_json(self.folder / "manifest.json", asdict(manifest))
+        for path in filter(_unfinished, self.folder.iterdir()):  # of processes that were killed: all work is done
+            _remove(path)
         return manifest
 
 
@@ -199,13 +217,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, Any]]:
-    """The rows of one shard. Raises UserError naming a shard that is missing or not what was written."""
+    """The rows of one shard. Raises as `read_table` does."""
+    return read_table(folder, manifest, shard).to_pylist()
+
+
+def read_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
+    """One shard. Raises UserError naming a shard that is missing or not what was written."""
     path = folder / shard
     if not path.exists():
         raise UserError(f"shard {path} is named by its manifest but missing: remove {folder} and run again")
     if sha256(path) != manifest.shards[shard]["sha256"]:
         raise UserError(f"shard {path} is damaged (checksum differs): remove {folder} and run again")
-    return pq.read_table(path).to_pylist()
+    return pq.read_table(path)
 
 
 @contextlib.contextmanager

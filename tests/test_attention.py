@@ -35,11 +35,14 @@ def inputs(n: int, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> li
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    st.lists(st.integers(1, 12), min_size=1, max_size=5)
+    | st.lists(st.integers(1, 3), min_size=4, max_size=9).map(sorted),
     st.none() | st.integers(1, 9),
     st.sampled_from([None, 2.0]),
     st.booleans(),
-    st.sampled_from([torch.float32, torch.float64]),  # grouped in the first, a square a document in the second
+    st.sampled_from(
+        [torch.float32, torch.float64]
+    ),  # grouped, or runs of one length; a square a document in the second
 )
 def test_documents_attend_to_themselves(
     sizes: list[int], window: int | None, softcap: float | None, sinks: bool, dtype: torch.dtype

@@ -22,6 +22,7 @@ class Documents:
 
     def __init__(self, sizes: Sequence[int], device: torch.device):
         self.sizes, self.device = list(sizes), device
+        self.runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]  # of one length, side by side
         self.ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=device)
         self.masks: dict[tuple[int, int], torch.Tensor] = {}
         self.grouped = functools.cache(lambda *sizes: Extend([()] * len(sizes), sizes, [False] * len(sizes), device))
@@ -42,7 +43,21 @@ class Documents:
             bounds = self.ends, self.ends, longest, longest
             out = varlen(q, k, v, *bounds, scale=rule.scaling, window_size=(window, 0), enable_gqa=True)
             return out.transpose(0, 1)
+        if rule.fused and rule.window is None and 2 * len(self.runs) <= len(self.sizes):
+            return self._by_runs(q_HND, k_JND, v_JND, rule)
         return self.grouped(*self.sizes).attend(layer, q_HND, k_JND, v_JND, rule)
+
+    def _by_runs(self, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """Documents of one length as a batch, in place: nothing is gathered, nothing padded."""
+        spans = [x.split([size * count for size, count in self.runs], 1) for x in (q_HND, k_JND, v_JND)]
+        out = []
+        for (size, _), *part in zip(self.runs, *spans, strict=True):
+            q, k, v = (x.unflatten(1, (-1, size)).transpose(0, 1) for x in part)
+            batch = functional.scaled_dot_product_attention(
+                q, k, v, None, rule.dropout, is_causal=True, scale=rule.scaling, enable_gqa=True
+            )
+            out.append(batch.transpose(0, 1).flatten(1, 2))
+        return torch.cat(out, 1)
 
     def _alone(
         self, layer: int, q_HTD: torch.Tensor, k_JTD: torch.Tensor, v_JTD: torch.Tensor, rule: Rule

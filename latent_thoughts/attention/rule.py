@@ -19,9 +19,14 @@ class Rule:
     dropout: float = 0.0  # in training
 
     @property
+    def fused(self) -> bool:
+        """Nothing but scale, window and dropout, as torch's kernel knows them."""
+        return self.softcap is None and self.sinks is None
+
+    @property
     def plain(self) -> bool:
-        """Nothing but scale and window, as fused kernels know it."""
-        return self.softcap is None and self.sinks is None and self.dropout == 0
+        """Nothing but scale and window, as flash attention over rows knows them."""
+        return self.fused and self.dropout == 0
 
 
 class Pass(Protocol):

@@ -109,7 +109,7 @@ class Group:
         mask = self._mask(rule.window)
         # torch's kernel for CPUs is slow in half precision (docs/log.md)
         slow = q.device.type == "cpu" and q.dtype != torch.float32 and not torch.is_grad_enabled()
-        if slow or rule.softcap is not None or rule.sinks is not None:
+        if slow or not rule.fused:
             out = self._by_blocks(q, k, v, mask, rule)
         else:
             out = functional.scaled_dot_product_attention(

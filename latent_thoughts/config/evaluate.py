@@ -24,6 +24,8 @@ class Benchmark(Section):
     pass_at: list[Positive] = []  # k of the reported pass@k
     budgets: list[Annotated[int, Field(ge=0)]] = []  # thought tokens; default: sample.max_thought_tokens alone
     max_tokens: Positive = 256  # of the answer (cot: with its reasoning)
+    chat_template: bool = False  # put the prompt through the model's own, for instruction models
+    multiturn: bool = True  # with a chat template: every example a turn of its own, not all in one message
     bos: bool | None = None  # whether plain prompts begin with BOS; default: as the tokenizer does
     seed: Seed | None = None  # of the samples; default: the run's
 
@@ -35,6 +37,8 @@ class Benchmark(Section):
             raise ValueError("pass_at needs at least as many samples")
         if self.budgets and self.form != "latent":
             raise ValueError("budgets are of thoughts: they need form: latent")
+        if self.chat_template and self.form == "latent":
+            raise ValueError("thoughts stand in plain text as in training: chat_template needs form: direct or cot")
         return self
 
 

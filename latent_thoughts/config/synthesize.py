@@ -32,6 +32,7 @@ class Teacher(Section):
     window: Positive = 4096  # tokens a local model takes, prompt and reply together
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a local model
     memory: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the device's memory that vllm may take
+    compile: bool = True  # by vllm, before the first question: a minute or two on a CPU, worth it for long runs
 
 
 class Prices(Section):

@@ -126,11 +126,15 @@ class Tally:
             self.found.setdefault(name, set()).update(rows)
         return bool(matches)
 
-    def add(self, texts: Mapping[str, int], found: Mapping[str, Iterable[int]]) -> None:
+    def record(self) -> dict[str, Any]:
+        """The figures as JSON has them, for a shard's counts."""
+        return {"texts": self.texts, "rows": {name: sorted(rows) for name, rows in self.found.items()}}
+
+    def add(self, record: Mapping[str, Any]) -> None:
         """Another tally's figures."""
-        for name, count in texts.items():
+        for name, count in record["texts"].items():
             self.texts[name] = self.texts.get(name, 0) + count
-        for name, rows in found.items():
+        for name, rows in record["rows"].items():
             self.found.setdefault(name, set()).update(rows)
 
     def counts(self, what: str) -> dict[str, int]:

@@ -151,10 +151,14 @@ def draw_forms(
     return [Form.POSTERIOR if u < posterior_share else Form.PRIOR for u in rng.random(count)]
 
 
-def labels(layout: Layout, loss_on: str) -> np.ndarray:
-    """Labels: every token but BOS (`all`), or thoughts with their E, target text and EOS (`targets`)."""
-    ids, parts = np.array(layout.ids, np.int64), np.array(layout.parts, np.int64)
-    wanted = (parts == Part.THOUGHT) | (parts == Part.TARGET) | (parts == Part.EOS)
-    keep = wanted if loss_on == "targets" else np.ones(len(ids), bool)
-    keep[0] = False  # nothing precedes it
-    return np.where(keep, ids, IGNORE)
+CARRIES_LOSS = {"all": np.ones(len(Part), bool), "targets": np.isin(Part, (Part.THOUGHT, Part.TARGET, Part.EOS))}
+
+
+def labels(ids: np.ndarray, parts: np.ndarray, starts: Sequence[int], loss_on: str) -> np.ndarray:
+    """Labels of laid-out tokens: `all`, or thoughts with their E, target text and EOS (`targets`).
+
+    Those at `starts` have none: no token of their sequence precedes them.
+    """
+    found = np.where(CARRIES_LOSS[loss_on][parts], ids, IGNORE)
+    found[starts] = IGNORE
+    return found

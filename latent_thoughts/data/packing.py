@@ -9,6 +9,7 @@ out in parts: by every rank its own rows, by every loader's worker its own batch
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -111,19 +112,22 @@ class Batches:
 
     def lay_out(self, rows: Sequence[Row]) -> PackedRow:
         """The documents of all rows one behind the other."""
-        pieces = [self._piece(piece, n) for n, piece in enumerate(piece for row in rows for piece in row)]
-        return PackedRow(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+        pieces = [piece for row in rows for piece in row]
+        ids, parts = (np.array([*itertools.chain(*x)]) for x in zip(*map(self._piece, pieces), strict=True))
+        sizes = [piece.size for piece in pieces]
+        # the first token's predecessor is in another document, or in another row
+        starts = [0, *itertools.accumulate(sizes[:-1])]
+        labels = format.labels(ids, parts, starts, self.config.loss_on)
+        return PackedRow(ids, labels, np.repeat(np.arange(len(pieces)), sizes), parts)
 
-    def _piece(self, piece: Piece, number: int) -> tuple[np.ndarray, ...]:
+    def _piece(self, piece: Piece) -> tuple[list[int], list[format.Part]]:
         document = self.documents[piece.document]
         forms = self._forms(piece.visit, piece.document, len(document.chunks))
         layout = format.lay_out(document, forms, self.controls, piece.visit)
         start = piece.part * self.config.sequence_length
-        part = slice(start, start + self.config.sequence_length)
-        ids, labels = np.array(layout.ids[part], np.int64), format.labels(layout, self.config.loss_on)[part]
-        assert len(ids) == piece.size
-        labels[0] = format.IGNORE  # its predecessor is in another document, or in another row
-        return ids, labels, np.full(len(ids), number), np.array(layout.parts[part], np.int64)
+        part = slice(start, start + piece.size)
+        assert len(layout.ids[part]) == piece.size
+        return layout.ids[part], layout.parts[part]
 
     def state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "cursor": self.cursor, "waiting": [list(piece) for piece in self.waiting]}
@@ -139,6 +143,14 @@ def _forms(
 ) -> tuple[format.Form, ...]:
     rng = np.random.default_rng([seed, visit, index + 1])
     return tuple(format.draw_forms(chunks, layout, posterior_share, raw_share, rng))
+
+
+def by_length(row: PackedRow) -> PackedRow:
+    """The same documents in order of their lengths: those of one length attend as one batch (attention)."""
+    sizes = np.bincount(row.document_ids)
+    order = np.argsort(sizes[row.document_ids], kind="stable")
+    numbers = np.repeat(np.arange(len(sizes)), np.sort(sizes))
+    return PackedRow(row.ids[order], row.labels[order], numbers, row.parts[order])
 
 
 def positions(row: PackedRow) -> np.ndarray:

@@ -16,14 +16,8 @@ from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Answer, Answers, Failure, Notes, Request
-from latent_thoughts.teachers.openai_api import (
-    completion_of,
-    failure_of,
-    imported,
-    kind_of_status,
-    problem_of,
-    settings,
-)
+from latent_thoughts.teachers.chat import answer_of
+from latent_thoughts.teachers.openai_client import failure_of, imported, settings
 
 ENDPOINT = "/v1/chat/completions"
 BYTES = 190 * 2**20  # of one input file; OpenAI takes 200 MB
@@ -64,16 +58,14 @@ class BatchTeacher:
 
     def _collect(self) -> Iterator[tuple[str, Answer]]:
         """What came of all batches that are noted, as each is over."""
-        waiting = {note: self.notes[note] or self._made(note) for note in list(self.notes) if note.startswith(_NOTE)}
-        while waiting:
-            for note, name in list(waiting.items()):
+        while noted := [note for note in self.notes if note.startswith(_NOTE)]:
+            for note in noted:
+                name = self.notes[note] or self._made(note)
                 batch = self.client.batches.retrieve(name) if name else None
-                if batch is not None and batch.status not in _OVER:
-                    continue
-                if batch is not None:
-                    yield from self._results(batch)
-                del waiting[note], self.notes[note]  # after its answers are stored
-            if waiting:
+                if batch is None or batch.status in _OVER:
+                    yield from self._results(batch) if batch else ()
+                    del self.notes[note]  # after its answers are stored
+            if any(note in self.notes for note in noted):
                 time.sleep(self.config.poll)
 
     def _made(self, note: str) -> str | None:
@@ -85,31 +77,23 @@ class BatchTeacher:
         if batch.status == "failed":  # none of it was processed: the file was refused
             errors = batch.errors.data if batch.errors and batch.errors.data else []
             reason = "; ".join(f"{e.message} (line {e.line})" if e.line else str(e.message) for e in errors[:3])
-            yield (
-                "",
-                Failure("refused_batch", f"batch {batch.id} was refused: {reason or 'no reason given'}", fatal=True),
-            )
+            message = f"batch {batch.id} was refused: {reason or 'no reason given'}"
+            yield "", Failure("refused_batch", message, fatal=True)
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
                 for line in self.client.files.content(file).text.splitlines():
-                    if line.strip() and (answer := answer_of(value := json.loads(line))) is not None:
+                    if line.strip() and (answer := answer_in(value := json.loads(line))) is not None:
                         yield value["custom_id"], answer
 
 
-def answer_of(line: dict[str, Any]) -> Answer | None:
+def answer_in(line: dict[str, Any]) -> Answer | None:
     """The answer in a line of an output or error file; None where the request was never processed."""
-    response, error = line.get("response"), line.get("error")
-    if error and error.get("code") in _UNANSWERED:
+    response, error = line.get("response"), line.get("error") or {}
+    if error.get("code") in _UNANSWERED:
         return None
     if response is None:
-        return Failure((error or {}).get("code") or "batch_error", (error or {}).get("message") or "no reason given")
-    body, status = response.get("body"), response.get("status_code", 200)
-    if status != 200:
-        inner = body.get("error") if isinstance(body, dict) else None
-        text = str((inner or {}).get("message") or body)[:300]
-        return Failure(kind_of_status(status, text), text)
-    problem = problem_of(body)
-    return Failure("broken_reply", problem) if problem else completion_of(body)
+        return Failure(error.get("code") or "batch_error", error.get("message") or "no reason given")
+    return answer_of(response.get("status_code", 200), response.get("body"))
 
 
 def _sized(requests: Iterator[Request]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from latent_thoughts import model as models
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import TOO_LONG, Answer, Answers, Failure, Request
-from latent_thoughts.teachers.openai_api import completion_of
+from latent_thoughts.teachers.chat import completion_of
 from latent_thoughts.types import UserError
 
 

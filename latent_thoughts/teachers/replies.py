@@ -55,6 +55,7 @@ class Replies:
     def __init__(self, connection: sqlite3.Connection, stage: str):
         self.stage, self._connection, self._sql = stage[:16], connection, connection.execute
         self._sql("DELETE FROM failures")
+        self._failed = False  # whether anything has, in this run
         self.notes: MutableMapping[str, str] = _Notes(connection)
 
     def get(self, key: str) -> Answer | None:
@@ -62,6 +63,8 @@ class Replies:
         row = self._sql(
             "SELECT finish, prompt_tokens, completion_tokens, text, used_by FROM replies WHERE key = ?", (_raw(key),)
         ).fetchone()
+        if row is None and not self._failed:
+            return None
         if row is None:
             failed = self._sql("SELECT kind, message FROM failures WHERE key = ?", (_raw(key),)).fetchone()
             return Failure(*failed) if failed else None
@@ -72,6 +75,7 @@ class Replies:
     def put(self, key: str, answer: Answer) -> None:
         """Keeps an answer. A reply that is there already stays as it is."""
         if isinstance(answer, Failure):
+            self._failed = True
             self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, answer.message))
             return
         text = zlib.compress(
@@ -80,6 +84,11 @@ class Replies:
         usage = (answer.prompt_tokens, answer.completion_tokens)
         values = (_raw(key), self.stage, self.stage, time.time(), *usage, answer.finish, text)
         self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no reply was ever stored."""
+        return self._sql("SELECT 1 FROM replies LIMIT 1").fetchone() is None
 
     def spent(self) -> tuple[int, int, int]:
         """What this stage asked for in all its runs: (replies, prompt tokens, completion tokens)."""

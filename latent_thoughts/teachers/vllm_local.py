@@ -23,6 +23,7 @@ class VllmTeacher:
             max_model_len=config.window,
             max_num_seqs=config.concurrency,
             gpu_memory_utilization=config.memory,
+            enforce_eager=not config.compile,
             enable_prefix_caching=True,  # the prompt's own words are the same in every request
             disable_log_stats=True,
             **whole_prompts(config.window),

@@ -32,6 +32,10 @@ def document(
 TWO = document([(10, 11), (20,)], [(30,), (40, 41)], [False, True])
 
 
+def labelled(layout: Layout, loss_on: str) -> np.ndarray:
+    return format.labels(np.array(layout.ids), np.array(layout.parts), [0], loss_on)
+
+
 def laid_out(forms: list[Form], doc: ThoughtDocument = TWO) -> Layout:
     return lay_out(doc, forms, CONTROLS)
 
@@ -86,15 +90,15 @@ def test_an_empty_thought_is_a_thought() -> None:
 def test_loss_on_all_leaves_out_bos_alone() -> None:
     for forms in ([Form.PRIOR] * 2, [Form.POSTERIOR] * 2, [Form.RAW] * 2):
         layout = laid_out(forms)
-        assert format.labels(layout, "all").tolist() == [N, *layout.ids[1:]]
+        assert labelled(layout, "all").tolist() == [N, *layout.ids[1:]]
 
 
 def test_loss_on_targets_is_on_thoughts_with_their_end_on_target_text_and_on_eos() -> None:
-    prior = format.labels(laid_out([Form.PRIOR] * 2), "targets")
+    prior = labelled(laid_out([Form.PRIOR] * 2), "targets")
     assert prior.tolist() == [N, N, N, 30, E, N, N, N, N, 40, 41, E, 20, EOS]
-    posterior = format.labels(laid_out([Form.POSTERIOR] * 2), "targets")
+    posterior = labelled(laid_out([Form.POSTERIOR] * 2), "targets")
     assert posterior.tolist() == [N, N, N, N, N, N, N, 30, E, N, N, 20, N, N, 40, 41, E, EOS]
-    raw = format.labels(laid_out([Form.RAW] * 2), "targets")
+    raw = labelled(laid_out([Form.RAW] * 2), "targets")
     assert raw.tolist() == [N, N, N, 20, EOS]
 
 

@@ -14,7 +14,7 @@ from latent_thoughts.config import Train
 from latent_thoughts.data import format
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.format import Form, Part, lay_out
-from latent_thoughts.data.packing import Batches, positions
+from latent_thoughts.data.packing import Batches, by_length, positions
 from latent_thoughts.data.tokenizer import Controls
 from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument
 
@@ -118,6 +118,22 @@ def test_rows_laid_out_together_are_the_rows_one_behind_the_other(
     for name in ("ids", "labels", "parts"):
         assert getattr(together, name).tolist() == np.concatenate([getattr(row, name) for row in apart]).tolist()
     assert positions(together).tolist() == np.concatenate([positions(row) for row in apart]).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, CONFIGS, st.integers(0, 5))
+def test_by_length_the_documents_are_the_same_and_each_at_least_as_long_as_the_last(
+    sizes: list[tuple[int, int | None]], config: Train, seed: int
+) -> None:
+    batches = Batches(documents(sizes), CONTROLS, config, seed)
+    row = batches.lay_out(batches.plan())
+    arranged = by_length(row)
+    before, after = (
+        [tuple(getattr(r, name)[span].tobytes() for name in ("ids", "labels", "parts")) for r, span in spans([r])]
+        for r in (row, arranged)
+    )
+    assert sorted(before) == sorted(after)
+    assert (np.diff(np.bincount(arranged.document_ids)) >= 0).all() and (np.diff(arranged.document_ids) >= 0).all()
 
 
 @settings(max_examples=100, deadline=None)

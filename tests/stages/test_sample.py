@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from latent_thoughts import model as models
 from latent_thoughts import weights
 from latent_thoughts.config import Sample, resolve
-from latent_thoughts.data import records
+from latent_thoughts.data import contamination, records
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.data.tokenizer import Codec, add_control_tokens
 from latent_thoughts.em import Run
@@ -106,6 +107,30 @@ def test_rejected_chunks(warm: Run, tmp_path: Path, rejected: str) -> None:
     assert {d.id for d in documents if d.thoughts[1]} == accepted
     assert len(documents) == (len(accepted) if rejected == "skip" else 40)
     assert all(d.thoughts[0] == () for d in documents)
+
+
+def test_thoughts_that_repeat_an_evaluation_set(warm: Run, tmp_path: Path) -> None:
+    sample(warm, tmp_path / "all")
+    kept = [(r["doc_id"], r["draws"][r["chosen"]]["text"]) for r in posteriors(tmp_path / "all") if r["chosen"] >= 0]
+    words = {doc_id: contamination.words(text) for doc_id, text in kept}
+    known = next(found[:3] for found in words.values() if len(found) > 3)
+    repeating = {doc_id for doc_id, found in words.items() if known in [found[n : n + 3] for n in range(len(found))]}
+    assert 0 < len(repeating) < len(kept)
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"answer": " ".join(known)}) + "\n" + '{"answer": "a b c"}\n')
+    for remove in (False, True):
+        settings = {"sets": {"exam": str(tmp_path / "exam.jsonl")}, "n": 3, "remove": remove}
+        recipe = resolve({**warm.recipe.model_dump(), "contamination": settings})
+        for _ in range(2):  # the second time from the shards
+            folder = tmp_path / f"remove_{remove}"
+            counts = sample(replace(warm, recipe=recipe), folder).counts
+            assert counts["contaminated_thoughts_exam"] == len(repeating)
+            assert counts["evaluation_rows_repeated_exam"] == 1
+            (folder / "manifest.json").unlink()
+        sample(replace(warm, recipe=recipe), folder)
+        left = {r["doc_id"] for r in posteriors(folder) if r["chosen"] >= 0}
+        assert left == {doc_id for doc_id, _ in kept} - (repeating if remove else set())
+        thoughtful = {d.id for _, part in records.shards(folder, "corpus") for d in part if any(d.thoughts)}
+        assert thoughtful == left
 
 
 def test_gains_are_measured_against_a_raw_model_of_its_own(warm: Run, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 
 Body = dict[str, Any]
 FAULTS = ("429", "500", "reset", "hang", "half", "error_in_200")
+RECENT = 0.1  # seconds in which a client may have read a reply, and not stored it yet
+ENDING = ("reset", "hang", "half", "dropped")  # faults that the connection does not outlive
 
 
 def completion(text: str, finish: str = "stop", prompt_tokens: int = 100) -> Body:
@@ -62,15 +64,21 @@ class Loopback:
         self.key, self.model, self.window = key, model, window
         self.asked: list[str] = []  # the last message of every request that came
         self.when: list[float] = []
-        self.faults: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()  # "dropped": the client was gone before it got its reply
+        self.connections = 0  # open ones
+        self.unconfirmed = 0  # good replies that the client may not have kept: its connection ended right behind them
         self.now = self.most_at_once = 0
         self.pages: dict[str, Callable[[str, str, bytes, dict[str, str]], tuple[int, bytes]]] = {}  # further paths
         self.url = ""
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        sent: float | None = None  # when the last reply was, if it was a good one and no request has come since
+        unread = False
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                sent = None
                 method, path, _ = head[0].split(" ")
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
@@ -78,25 +86,34 @@ class Loopback:
                     prefix = next((p for p in self.pages if path.startswith(p)), None)
                     status, answer = self.pages[prefix](method, path, body, headers) if prefix else (404, b"{}")
                     _answer(writer, status, answer)
-                elif not await self._chat(writer, json.loads(body), headers):
-                    break
+                else:
+                    fault = await self._chat(reader, writer, json.loads(body), headers)
+                    sent = time.monotonic() if fault is None else None
+                    if fault in ENDING:
+                        break
                 await writer.drain()
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except ConnectionError:  # a reset tells that something was not read
+            unread = True
         finally:
+            self.connections -= 1
+            self.unconfirmed += sent is not None and (unread or time.monotonic() < sent + RECENT)
             writer.close()
 
-    async def _chat(self, writer: asyncio.StreamWriter, body: Body, headers: dict[str, str]) -> bool:
-        """Answers one question; False where the connection is to end."""
+    async def _chat(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: Body, headers: dict[str, str]
+    ) -> str | None:
+        """Answers one question; the fault that it was answered with."""
         self.asked.append(body["messages"][-1]["content"])
         self.when.append(time.monotonic())
         if (refusal := self._refused(body, headers)) is not None:
             _answer(writer, refusal[0], json.dumps(refusal[1]).encode())
-            return True
+            return "refused"
         self.now += 1
         self.most_at_once = max(self.most_at_once, self.now)
         try:
-            return await self._faulty(writer, body)
+            return await self._faulty(reader, writer, body)
         finally:
             self.now -= 1
 
@@ -112,14 +129,16 @@ class Loopback:
             )
         return None
 
-    async def _faulty(self, writer: asyncio.StreamWriter, body: Body) -> bool:
+    async def _faulty(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: Body) -> str | None:
         fault = self.random.choice(FAULTS) if self.random.random() < self.share else None
         if self.now > self.at_once:
             fault = "429"
-        if fault is not None:
-            self.faults[fault] += 1
         answer = json.dumps(self.reply(body)).encode()
         await asyncio.sleep(self.latency)
+        if fault is None and (reader.at_eof() or writer.is_closing()):
+            fault = "dropped"
+        if fault is not None:
+            self.faults[fault] += 1
         if fault == "429":
             _answer(writer, 429, json.dumps(error("slow down", "rate_limit")).encode(), {"Retry-After": "0.05"})
         elif fault == "500":
@@ -127,16 +146,16 @@ class Loopback:
         elif fault == "reset":
             writer.transport.abort()
         elif fault == "hang":
-            await asyncio.sleep(3600)
+            await reader.read()  # until the client goes
         elif fault == "half" and self.random.random() < 0.5:  # whole by its length, half by its content
             _answer(writer, 200, answer[: len(answer) // 2])
         elif fault == "half":
             _answer(writer, 200, answer[: len(answer) // 2], length=len(answer))
         elif fault == "error_in_200":
             _answer(writer, 200, json.dumps(error("overloaded", kind="server_error")).encode())
-        else:
+        elif fault is None:
             _answer(writer, 200, answer)
-        return fault != "reset" and fault != "half"
+        return fault
 
     def __enter__(self) -> Loopback:
         self.loop, ready = asyncio.new_event_loop(), threading.Event()

@@ -156,5 +156,6 @@ def test_llama_cpp_in_process(make: Any, values: dict[str, Any]) -> None:
 def test_vllm_in_process(make: Any, values: dict[str, Any], folder: str) -> None:
     needs("vllm")
     local = ["synthesize.teacher.kind=vllm", "synthesize.teacher.window=2048", "synthesize.teacher.memory=0.2"]
+    local.append("synthesize.teacher.compile=false")  # compiling would take most of the time, for every start anew
     asks(make, "null", folder, *local)
     too_long(make, values, "null", folder, *local)

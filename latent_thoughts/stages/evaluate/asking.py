@@ -79,6 +79,8 @@ def ask_task(
     made = tasks.build(benchmark)
     if benchmark.form == "latent":
         models.load_tokenizer(weights)  # so that a model that cannot think is refused before it is loaded
+    if benchmark.chat_template and not models.plain_tokenizer(weights).chat_template:
+        raise UserError(f"{model} has no chat template: take chat_template from task {benchmark.name}")
     journal = Journal(folder / "answered.jsonl")
     total = sum(len(task.eval_docs) for _, task in made.values())
     began = time.perf_counter()
@@ -136,7 +138,13 @@ def _rows(lm: Any, benchmark: Benchmark, made: dict[str, Any], advance: Any) -> 
                 task.set_fewshot_seed(tasks.FEWSHOT_SEED)
             given = {name: task for name, (_, task) in made.items()}
             with _without_bars():
-                found: Any = evaluator.evaluate(lm, {"tasks": given, "groups": {}, "group_map": {}}, bootstrap_iters=0)
+                found: Any = evaluator.evaluate(
+                    lm,
+                    {"tasks": given, "groups": {}, "group_map": {}},
+                    bootstrap_iters=0,
+                    apply_chat_template=benchmark.chat_template,
+                    fewshot_as_multiturn=benchmark.multiturn,
+                )
             for name, (subject, task) in made.items():
                 yield from _graded(lm, benchmark, subject, task, found["samples"][name])
 
@@ -207,6 +215,7 @@ def _extracted(subject: tasks.Subject, record: dict[str, Any]) -> str:
 def described(benchmark: Benchmark, seeds: list[int]) -> dict[str, Any]:
     """What was asked, in results and comparisons."""
     named = {"name", "form", "shots", "fewshot", "samples", "temperature", "top_p", "max_tokens", "limit"}
+    named |= {"chat_template", "multiturn"} if benchmark.chat_template else {"chat_template"}
     return {**benchmark.model_dump(include=named), "seeds": seeds, "contamination": None}
 
 

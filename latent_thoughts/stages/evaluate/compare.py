@@ -3,11 +3,16 @@
 A model is named by a folder in which something was evaluated: a run's iteration, a folder of tasks, or one task.
 Models are compared pairwise on the same questions, and on the same chunks of held-out text; p-values are adjusted
 for how many comparisons are made.
+
+A chunk for which a model finished no thought has no bound (-inf: it would cost infinitely many bits). Text is compared
+over the chunks that both models have a bound for; how many were left out, and by whose fault, stands beside the
+difference. It flatters the model that finished less often: where the share is not small, the difference says little.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +43,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """First minus second, with p adjusted. `lower` tells that lower figures are better."""
+    """First minus second, with p adjusted. `lower` tells that lower figures are better.
+
+    `left_out` counts the chunks of text that could not be compared: those without a bound of the first model, of the
+    second, and of either.
+    """
 
     task: str
     first: str
@@ -46,6 +55,7 @@ class Comparison:
     difference: Difference
     adjusted: float
     lower: bool = False
+    left_out: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def better(self) -> str | None:
@@ -78,12 +88,18 @@ def load(folder: Path) -> Model:
     return model
 
 
+def form_of(results: dict[str, Any]) -> str:
+    """How a task was asked, in a word or two."""
+    told = {"chat": results.get("chat_template"), "fine-tuned": results.get("fine_tuned")}
+    return ", ".join([results["form"], *(name for name, is_so in told.items() if is_so)])
+
+
 def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
     """Grades of one task's folder: means over a question's samples, by budget."""
     found: dict[Key, dict[str, list[float]]] = {}
     for row in pq.read_table(samples, columns=["question_id", "budget", "grade"]).to_pylist():
-        form = results["form"] + ("" if row["budget"] is None else f" ≤ {row['budget']}")
-        key = (results["name"], f"fine-tuned, {form}" if tuned else form)
+        form = form_of({**results, "fine_tuned": tuned}) + ("" if row["budget"] is None else f" ≤ {row['budget']}")
+        key = (results["name"], form)
         found.setdefault(key, {}).setdefault(row["question_id"], []).append(row["grade"])
     for key, grades in found.items():
         means = {question: float(np.mean(values)) for question, values in grades.items()}
@@ -96,7 +112,8 @@ def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], sam
 def compare(models: Sequence[Model]) -> list[Comparison]:
     """All pairs of models, in every task that both were asked: in the forms that both know, else in every pair of
     forms. Raises UserError where two were asked different questions."""
-    found: dict[tuple[str, str, str, bool], Difference] = {}
+    found: dict[tuple[str, str, str], Difference] = {}
+    left_out: dict[tuple[str, str, str], tuple[int, int, int]] = {}
     for a, b in itertools.combinations(models, 2):
         for task in dict.fromkeys(t for t, _ in a.grades if any(t == other for other, _ in b.grades)):
             for one, other in _forms(a, b, task):
@@ -105,17 +122,28 @@ def compare(models: Sequence[Model]) -> list[Comparison]:
                     raise UserError(f"{a.name} and {b.name} were asked different questions of {task}")
                 what = f"{task}, {one}" if one == other else f"{task}, {one} and {other}"
                 gap = statistics.paired([first[q] for q in shared], [second[q] for q in shared])
-                found[what, a.name, b.name, False] = gap
-        if chunks := sorted(a.chunks.keys() & b.chunks.keys()):
-            table = [(a.chunks[c][0] - b.chunks[c][0], a.chunks[c][1], c[0]) for c in chunks]
-            there = [row for row in table if np.isfinite(row[0])]
-            gaps, sizes, documents = (np.array(column) for column in zip(*there, strict=True))
-            found[LIKELIHOOD, a.name, b.name, True] = statistics.paired_ratio(gaps, sizes.astype(float), documents)
+                found[what, a.name, b.name] = gap
+        if a.chunks.keys() & b.chunks.keys():
+            at = (LIKELIHOOD, a.name, b.name)
+            found[at], left_out[at] = _of_text(a, b)
     adjusted = statistics.significant(found)
     return [
-        Comparison(task, first, second, gap, adjusted[task, first, second, lower], lower)
-        for (task, first, second, lower), gap in found.items()
+        Comparison(*at, gap, adjusted[at], at in left_out, left_out.get(at, (0, 0, 0))) for at, gap in found.items()
     ]
+
+
+def _of_text(a: Model, b: Model) -> tuple[Difference, tuple[int, int, int]]:
+    """The difference in bits per byte over the chunks that both have a bound for, and how many are left out."""
+    chunks = sorted(a.chunks.keys() & b.chunks.keys())
+    table = np.array([(a.chunks[c][0], b.chunks[c][0], a.chunks[c][1]) for c in chunks])
+    there = np.isfinite(table[:, :2])
+    both = there.all(1)
+    left_out = (int((~there[:, 0]).sum()), int((~there[:, 1]).sum()), int((~both).sum()))
+    if not both.any():
+        return Difference(math.nan, math.nan, math.nan, 1.0, 0, "none"), left_out
+    first, second, sizes = table[both].T
+    documents = np.array([doc for doc, _ in chunks])[both]
+    return statistics.paired_ratio(first - second, sizes, documents), left_out
 
 
 def _forms(a: Model, b: Model, task: str) -> list[tuple[str, str]]:

@@ -94,6 +94,22 @@ class EngineLM(TemplateLM):
         chosen = self.bos if add_special_tokens is None else add_special_tokens
         return self.tokenizer.encode(string, **({} if chosen is None else {"add_special_tokens": chosen}))
 
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As HFLM: a template that knows no system role goes without."""
+        from jinja2 import TemplateError
+
+        how = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        how["continue_final_message"] = not add_generation_prompt
+        try:
+            return self.tokenizer.apply_chat_template(chat_history, **how)
+        except TemplateError:
+            others = [message for message in chat_history if message["role"] != "system"]
+            return self.tokenizer.apply_chat_template(others, **how)
+
     # Generation
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

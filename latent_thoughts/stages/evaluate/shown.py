@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from latent_thoughts.stages.evaluate.compare import Comparison, Model
+from latent_thoughts.stages.evaluate.compare import Comparison, Model, form_of
 from latent_thoughts.stages.evaluate.repeated import shown as repeated
 from latent_thoughts.stages.evaluate.statistics import SIGNIFICANT
 
@@ -33,7 +33,7 @@ def lines(evaluations: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
         for r in e["results"]:
             yield [
                 e["name"],
-                e["form"] + (", fine-tuned" if e.get("fine_tuned") else ""),
+                form_of(e),
                 "" if r["budget"] is None else f"≤ {r['budget']} ({r['thought_tokens']:.0f})",
                 str(r["accuracy"]["n"]),
                 str(e["samples"]),
@@ -104,13 +104,21 @@ def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> l
     rows = []
     for c in found:
         d, unit = c.difference, 1 if c.lower else 100
-        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})"
+        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})" if d.n else "nothing to compare"
         better = "no difference shown" if c.better is None else f"{letters[c.better]} is better"
         pair = f"{letters[c.first]} − {letters[c.second]}"
         rows.append([c.task, pair, str(d.n), gap, f"{d.p:.2g}", f"{c.adjusted:.2g}", better])
     tests = ", ".join(dict.fromkeys(c.difference.test for c in found))
     note = f"Points of accuracy, or bits per byte (lower is better), with 95 % intervals. p: {tests}; adjusted: false "
     note += f"discovery rate; a difference is called real below {SIGNIFICANT}."
+    for c in found:
+        if c.left_out[2]:
+            first, second, either = c.left_out
+            note += (
+                f"\n{letters[c.first]} − {letters[c.second]}: {either} chunks of text are left out, because no thought "
+                f"about them ended ({letters[c.first]}: {first}, {letters[c.second]}: {second}); this flatters the "
+                "model with more of them."
+            )
     heads = ("what", "models", "n", "difference", "p", "adjusted", "verdict")
     tables = [_table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []
     return [*tables, _table("Differences", heads, rows, note)]

@@ -8,30 +8,34 @@ teacher. Every reply goes into the store first; shards are written from the stor
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe, Synthesize
 from latent_thoughts.data import contamination
-from latent_thoughts.data.records import DOCUMENTS, document_row, oracle, shards
+from latent_thoughts.data.records import DOCUMENTS, document_of, document_row, oracle, shards
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
-from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse
+from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.stages.synthesize.writing import Writer
-from latent_thoughts.store import Stage, atomic, read_manifest, stage_key, write_json
+from latent_thoughts.stages.synthesize.writing import Shard, Writer
+from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
 from latent_thoughts.teachers.replies import Replies, opened
 from latent_thoughts.types import Manifest, ThoughtDocument, UserError
 
 # How a teacher is reached, and how fast, changes nothing about what it says.
 _REACHING = {"base_url", "key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries"}
-_REACHING |= {"batch_requests", "poll", "memory"}
+_REACHING |= {"batch_requests", "poll", "memory", "compile"}
+LAG = 2  # questions for every one under way, after which those asked before them are looked at
 _NOT_IN_KEY = {"prices", "cap", "store", "store_mb", "prompts"}
 
 
@@ -58,7 +62,7 @@ def synthesize(
     questions = Questions(config, asked, model, recipe.seed)
     writer = Writer(recipe, config, questions, Codec(models.load_tokenizer(base / "model")[0]))
     write_json(folder / "prompts.json", [{**p.model_dump(), "hash": p.hash} for p in asked])
-    with opened(store, stage.key) as replies:
+    with settled_memory(), opened(store, stage.key) as replies:
         work = _Work(stage, prepared, splits, questions, writer, replies)
         _ask(config, work, approve)
         counts = work.finish()
@@ -86,6 +90,7 @@ class _Work:
         self.questions, self.writer, self.replies = questions, writer, replies
         shards = read_manifest(prepared).shards
         self.names = [name for split in splits for name in shards if name.startswith(f"{split}-")]
+        self.begun: dict[str, Shard | None] = {}  # None: something is missing, `write` is to look again
 
     def waiting(self) -> Iterator[tuple[str, list[ThoughtDocument]]]:
         """Shards that are not written yet, one at a time."""
@@ -95,15 +100,51 @@ class _Work:
     def documents(self) -> Iterator[ThoughtDocument]:
         return (document for _, part in self.waiting() for document in part)
 
+    def asked(self) -> Iterator[ThoughtDocument]:
+        """The documents to ask about. While a teacher takes its time for them, those are settled whose answers must
+        long be there, and their shards written."""
+        behind: deque[tuple[str, ThoughtDocument, int, bool]] = deque()
+        waiting = 0
+        for name, part in self.waiting():
+            for n, document in enumerate(part, 1):
+                yield document
+                units = len(self.questions.units(document))
+                behind.append((name, document, units, n == len(part)))
+                waiting += units
+                while waiting - behind[0][2] >= LAG * self.writer.config.teacher.concurrency:
+                    name_, settled, units, last = behind.popleft()
+                    self._settle(name_, settled, last)
+                    waiting -= units
+
+    def _settle(self, name: str, document: ThoughtDocument, last: bool) -> None:
+        shard = self.begun.setdefault(name, Shard(self.writer))
+        if shard is not None:
+            try:
+                shard.add(document, self.replies.get)
+            except UserError:  # is raised by `write`, when nothing is under way any more
+                shard = self.begun[name] = None
+        if shard is not None and shard.open:
+            shard = self.begun[name] = None
+        if last:
+            del self.begun[name]
+            if shard is not None:
+                self._close(name, shard)
+
     def write(self) -> int:
         """Writes every shard whose questions are all answered, failed ones too; how many questions are open."""
-        still = 0
+        still, begun = 0, self.begun
+        self.begun = {}
         for name, part in self.waiting():
-            written = self.writer.write(part, self.replies.get)
-            still += written.open
-            if not written.open and not (written.failures and self.writer.config.failed == "error"):
-                self.stage.write(name, [document_row(d) for d in written.documents], DOCUMENTS, written.counts)
+            shard = begun.get(name) or Shard(self.writer)
+            for document in part[shard.added :]:
+                shard.add(document, self.replies.get)
+            still += shard.open
+            self._close(name, shard)
         return still
+
+    def _close(self, name: str, shard: Shard) -> None:
+        if not shard.open and not (shard.failures and self.writer.config.failed == "error"):
+            self.stage.write(name, [document_row(d) for d in shard.documents], DOCUMENTS, shard.counts)
 
     def failures(self) -> Iterator[dict[str, Any]]:
         """Every request that failed, of shards that are written and of those that are not."""
@@ -111,7 +152,10 @@ class _Work:
             if (counts := self.stage.done(name)) is not None:
                 yield from counts["failures"]
         for _, part in self.waiting():
-            yield from self.writer.write(part, self.replies.get).failures
+            shard = Shard(self.writer)
+            for document in part:
+                shard.add(document, self.replies.get)
+            yield from shard.failures
 
     def finish(self) -> dict[str, Any]:
         """Names what failed in failures.jsonl; the totals of all shards. Raises UserError where nothing was to fail."""
@@ -143,7 +187,7 @@ def _ask(config: Synthesize, work: _Work, approve: Approve | None) -> None:
         asking = Asking(config, work.questions, work.replies)
         with load.loaded(config, work.replies.notes) as teacher:
             while still:
-                answered = asking.ask(teacher, work.documents(), still)
+                answered = asking.ask(teacher, work.asked(), still)
                 if asking.stopped:
                     raise refuse(asking.stopped, work.replies)
                 still = work.write()
@@ -161,24 +205,48 @@ def synthesize_oracle(recipe: Recipe, prepared: Path, base: Path, splits: tuple[
     stage = Stage(folder, "synthesize", stage_key("synthesize", settings, inputs))
     if (manifest := stage.manifest) is not None:
         return manifest
-    codec = Codec(models.load_tokenizer(base / "model")[0])
-    tally = contamination.Tally(contamination.load(recipe.contamination))
-    names: list[str] = []
-    documents = thoughts = tokens = 0
-    with track("synthesize", float("inf"), "documents") as advance:
-        for split in splits:
-            for name, part in shards(prepared, split):
-                rows = [with_oracle(document, codec, tally, recipe.contamination.remove) for document in part]
-                stage.write(name, [document_row(row) for row in rows], DOCUMENTS, {})
-                names.append(name)
-                documents += len(rows)
-                found = [z for row in rows for kept in row.thoughts for z in kept]
-                thoughts, tokens = thoughts + len(found), tokens + sum(map(len, found))
-                advance(len(rows))
-    if not thoughts:
+    described = inputs["prepare"].shards
+    units = {n: described[n]["rows"] for split in splits for n in described if n.startswith(f"{split}-")}
+    counts, tally, made = Counter[str](), contamination.Tally(contamination.load(recipe.contamination)), {}
+    with track("synthesize", sum(units.values()), "documents") as advance:
+        work, told = Oracle(recipe, stage, prepared, base), lambda amount, counts: advance(amount)
+        for result in executors.run(recipe, work, units, told):
+            counts.update(result.counts["sums"])
+            tally.add(result.counts["repeated"])
+            made |= result.shards
+    if not counts["thoughts"]:
         raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
-    counts = {"documents": documents, "thoughts": thoughts, "thought_tokens": tokens}
-    return stage.close(names, counts | tally.counts("thoughts"))
+    return stage.close(list(units), dict(counts) | tally.counts("thoughts"), made)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Work for an executor: a unit is a document shard, with its own thoughts put in."""
+
+    recipe: Recipe
+    stage: Stage
+    prepared: Path
+    base: Path
+
+    def files(self, unit: str) -> list[str]:
+        return [unit]
+
+    def set_up(self, stack: contextlib.ExitStack) -> Do:
+        codec = Codec(models.load_tokenizer(self.base / "model")[0])
+        config, manifest = self.recipe.contamination, read_manifest(self.prepared)
+        overlap = contamination.load(config)
+
+        def do(unit: str, told: Told) -> None:
+            tally = contamination.Tally(overlap)
+            part = [document_of(row) for row in read_rows(self.prepared, manifest, unit)]
+            rows = [with_oracle(document, codec, tally, config.remove) for document in part]
+            found = [z for row in rows for kept in row.thoughts for z in kept]
+            sums = {"documents": len(rows), "thoughts": len(found), "thought_tokens": sum(map(len, found))}
+            counts = {"sums": sums, "repeated": tally.record()}
+            self.stage.write(unit, [document_row(row) for row in rows], DOCUMENTS, counts)
+            told(len(rows), {})
+
+        return do
 
 
 def with_oracle(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from latent_thoughts.config import Recipe, Synthesize
@@ -18,16 +18,6 @@ from latent_thoughts.types import Document, ThoughtDocument, UserError
 FATES = ("kept", "raw", "drop", "failed")
 
 
-@dataclass
-class Written:
-    """What documents became. `open` questions are still to be asked; `failures` are rows of failures.jsonl."""
-
-    documents: list[ThoughtDocument] = field(default_factory=list)
-    open: int = 0
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    counts: dict[str, Any] = field(default_factory=dict)
-
-
 class Writer:
     def __init__(self, recipe: Recipe, config: Synthesize, questions: Questions, codec: Codec):
         self.config, self.questions, self.codec = config, questions, codec
@@ -36,42 +26,16 @@ class Writer:
         self.overlap = contamination.load(recipe.contamination)
         self.remove = recipe.contamination.remove
 
-    def write(self, documents: Sequence[ThoughtDocument], answers: Callable[[str], Answer | None]) -> Written:
-        written, counts = Written(), Counter[str]()
-        tally = contamination.Tally(self.overlap)
-        for document in documents:
-            units = self.questions.units(document)
-            verdicts = [self._removed(self.questions.verdict(document, unit, answers), tally) for unit in units]
-            written.open += sum(verdict.fate == "open" for verdict in verdicts)
-            written.failures += [
-                {"doc_id": document.id, "chunk_index": u.index, "kind": v.failure.kind, "message": v.failure.message}
-                for u, v in zip(units, verdicts, strict=True)
-                if v.failure
-            ]
-            for verdict in verdicts:
-                counts[verdict.fate] += 1
-                counts.update(f"fault_{fault}" for fault in verdict.faults)
-            if not any(self._drops(verdict) for verdict in verdicts) and not any(v.fate == "open" for v in verdicts):
-                made = self._made(document, units, verdicts)
-                counts["thought_tokens"] += sum(len(ids) for kept in made.thoughts for ids in kept)
-                counts["tokens"] += sum(len(chunk.ids) for chunk in made.chunks)
-                written.documents.append(made)
-        counts["documents"] = len(written.documents)
-        counts["documents_dropped"] = len(documents) - len(written.documents)
-        rows = {name: sorted(found) for name, found in tally.found.items()}
-        written.counts = {"sums": dict(counts), "texts": tally.texts, "rows": rows, "failures": written.failures}
-        return written
-
-    def _drops(self, verdict: Verdict) -> bool:
+    def drops(self, verdict: Verdict) -> bool:
         return verdict.fate == "drop" or (verdict.fate == "failed" and self.config.failed == "drop")
 
-    def _removed(self, verdict: Verdict, tally: contamination.Tally) -> Verdict:
+    def removed(self, verdict: Verdict, tally: contamination.Tally) -> Verdict:
         """A reply that repeats an evaluation set is left out, where the recipe says so."""
         if verdict.fate == "kept" and tally.repeats(verdict.text) and self.remove:
             return Verdict("raw", faults=verdict.faults)
         return verdict
 
-    def _made(self, document: ThoughtDocument, units: Sequence[Unit], verdicts: Sequence[Verdict]) -> ThoughtDocument:
+    def made(self, document: ThoughtDocument, units: Sequence[Unit], verdicts: Sequence[Verdict]) -> ThoughtDocument:
         if self.config.method == "latent_thoughts":
             kept = {u.index: v.text for u, v in zip(units, verdicts, strict=True) if v.fate == "kept"}
             thoughts = [(tuple(self.codec.encode(kept[n])),) if n in kept else () for n in range(len(document.chunks))]
@@ -92,6 +56,46 @@ class Writer:
         sums, tally = Counter[str](), contamination.Tally(self.overlap)
         for counts in shards:
             sums.update(counts["sums"])
-            tally.add(counts["texts"], counts["rows"])
+            tally.add(counts["repeated"])
         names = ["documents", "documents_dropped", *FATES, *(f"fault_{name}" for name in checks.NAMES)]
         return {**{name: sums[name] for name in names}, **sums, **tally.counts("thoughts")}
+
+
+class Shard:
+    """What the documents of one shard become, added one by one: `documents`, rows of failures.jsonl, and counts.
+
+    `open` questions about them are still to be asked.
+    """
+
+    def __init__(self, writer: Writer):
+        self.writer = writer
+        self.documents: list[ThoughtDocument] = []
+        self.failures: list[dict[str, Any]] = []
+        self.added = self.open = 0
+        self._sums, self._tally = Counter[str](), contamination.Tally(writer.overlap)
+
+    def add(self, document: ThoughtDocument, answers: Callable[[str], Answer | None]) -> None:
+        writer, questions, counts = self.writer, self.writer.questions, self._sums
+        units = questions.units(document)
+        verdicts = [writer.removed(questions.verdict(document, unit, answers), self._tally) for unit in units]
+        still = sum(verdict.fate == "open" for verdict in verdicts)
+        self.added, self.open = self.added + 1, self.open + still
+        self.failures += [
+            {"doc_id": document.id, "chunk_index": u.index, "kind": v.failure.kind, "message": v.failure.message}
+            for u, v in zip(units, verdicts, strict=True)
+            if v.failure
+        ]
+        for verdict in verdicts:
+            counts[verdict.fate] += 1
+            counts.update(f"fault_{fault}" for fault in verdict.faults)
+        if not still and not any(writer.drops(verdict) for verdict in verdicts):
+            made = writer.made(document, units, verdicts)
+            counts["thought_tokens"] += sum(len(ids) for kept in made.thoughts for ids in kept)
+            counts["tokens"] += sum(len(chunk.ids) for chunk in made.chunks)
+            self.documents.append(made)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        dropped = self.added - len(self.documents)
+        sums = {**self._sums, "documents": len(self.documents), "documents_dropped": dropped}
+        return {"sums": sums, "repeated": self._tally.record(), "failures": self.failures}

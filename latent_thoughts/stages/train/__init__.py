@@ -50,7 +50,7 @@ def train(
 
     `continue_from` is an earlier train stage, whose weights and optimizer state from before its
     decay are gone on with (continual regime). `held_out` gives `train.held_out` documents, whose loss tells
-    the best checkpoint. Under torchrun all processes call this. Raises UserError for missing input and
+    the best checkpoint. Under torchrun and Ray Train all processes call this. Raises UserError for missing input and
     divergence, Interrupted on SIGTERM.
     """
     inputs = {f"{n}:{source.split}": read_manifest(source.folder) for n, source in enumerate(sources)}
@@ -63,13 +63,18 @@ def train(
     with parallel.ranks() as ranks, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
+        failed = None
         if ranks.main:
-            stage = Stage(folder, "train", key)
-            if stage.manifest is None:
-                corpus.write(sources, folder / "documents.arrow")
-                if config.held_out and held_out is not None:
-                    corpus.write([held_out], folder / "held_out.arrow")
-        ranks.wait()
+            try:
+                stage = Stage(folder, "train", key)
+                if stage.manifest is None:
+                    corpus.write(sources, folder / "documents.arrow")
+                    if config.held_out and held_out is not None:
+                        corpus.write([held_out], folder / "held_out.arrow")
+            except UserError as error:
+                failed = error
+        if ranks.any(failed is not None):  # else the others would wait for one that has given up
+            raise failed or UserError("the first of the processes could not begin")
         if not (folder / "manifest.json").exists():
             trainer = set_up(config, model_config, base, folder, seed, ranks)
             if saved := checkpoint.found(folder):
@@ -105,8 +110,6 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
-    if config.optimizer == "muon" and ranks.size > 1:
-        raise UserError("train.optimizer: muon runs in one process, since it needs whole matrices: set adamw")
     models.keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()

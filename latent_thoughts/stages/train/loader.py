@@ -8,14 +8,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from latent_thoughts.data.packing import Batches
+from latent_thoughts.data.packing import Batches, by_length
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.types import PackedRow
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One rank's part of a batch, in micro-batches.
+    """One rank's part of a batch, in micro-batches, in which documents of one length stand side by side.
 
     `documents` are the numbers of its documents. `state` and `passed` (epochs) are the stream's after the
     batch: what a checkpoint holds is the place of the last batch that was trained on, however many are ahead.
@@ -41,7 +41,7 @@ class Stream(IterableDataset):  # pyright: ignore[reportMissingTypeArgument]
             rows = batches.plan()[self.ranks.rank :: self.ranks.size]
             if turn == number:
                 size = batches.config.micro_rows or len(rows)
-                micros = [batches.lay_out(rows[n : n + size]) for n in range(0, len(rows), size)]
+                micros = [by_length(batches.lay_out(rows[n : n + size])) for n in range(0, len(rows), size)]
                 documents = [piece.document for row in rows for piece in row]
                 yield Batch(micros, documents, batches.state(), batches.passed)
             turn = (turn + 1) % workers

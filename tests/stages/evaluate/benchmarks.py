@@ -7,7 +7,11 @@ import string
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
+
+from latent_thoughts.config import Benchmark, Recipe
+from latent_thoughts.stages.evaluate import asking, tasks
 
 GSM8K = [
     {
@@ -43,6 +47,10 @@ def gsm8k(folder: Path) -> str:
     return write(folder, GSM8K[:8], GSM8K[8:])
 
 
+CHAT = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+
+
 def save_model(folder: Path, thinks: bool = True) -> Path:
     """A random Llama over printable characters. Its EOS comes now and then, and so do ends of thoughts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -57,6 +65,7 @@ def save_model(folder: Path, thinks: bool = True) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
     )
+    tokenizer.chat_template = CHAT
     if thinks:
         add_control_tokens(tokenizer)
     torch.manual_seed(0)
@@ -72,3 +81,23 @@ def save_model(folder: Path, thinks: bool = True) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def as_through_hf(recipe: Recipe, asked: Benchmark, model: Path, out: Path) -> dict[str, str]:
+    """Asks a model through our engine and through the harness's `hf` model, which must agree in every figure and to the
+    letter; returns the answers by prompt."""
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+
+    found = asking.ask_task(recipe, asked, model, out).counts["results"][0]
+    theirs = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=3)
+    ((name, (_, task)),) = tasks.build(asked).items()
+    task.set_fewshot_seed(tasks.FEWSHOT_SEED)
+    given: Any = {"tasks": {name: task}, "groups": {}, "group_map": {}}
+    how = {"apply_chat_template": asked.chat_template, "fewshot_as_multiturn": asked.multiturn}
+    expected: Any = evaluator.evaluate(theirs, given, bootstrap_iters=0, **how)
+    for metric, value in found["metrics"].items():
+        assert value["value"] == expected["results"][name][metric]
+    texts = {s["arguments"][0][0]: s["resps"][0][0] for s in expected["samples"][name]}
+    assert {r["prompt"]: r["text"] for r in pq.read_table(out / "samples.parquet").to_pylist()} == texts
+    return texts

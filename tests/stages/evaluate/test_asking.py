@@ -41,23 +41,16 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return pq.read_table(folder / "samples.parquet").to_pylist()
 
 
+@pytest.mark.parametrize("chat", [None, "turns", "one message"])
 @pytest.mark.parametrize("form", ["direct", "cot"])
-def test_answers_and_figures_are_those_of_the_harness_hf_model(model: Path, tmp_path: Path, form: Any) -> None:
-    from lm_eval import evaluator
-    from lm_eval.models.huggingface import HFLM
-
-    asked = benchmark(tmp_path, form=form)
-    found = asking.ask_task(recipe(), asked, model, tmp_path / "out").counts["results"][0]
-    theirs = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=3)
-    ((name, (_, task)),) = tasks.build(asked).items()
-    task.set_fewshot_seed(tasks.FEWSHOT_SEED)
-    given: Any = {"tasks": {name: task}, "groups": {}, "group_map": {}}
-    expected: Any = evaluator.evaluate(theirs, given, bootstrap_iters=0)
-    for metric, value in found["metrics"].items():
-        assert value["value"] == expected["results"][name][metric]
-    texts = {s["arguments"][0][0]: s["resps"][0][0] for s in expected["samples"][name]}
-    mine = {r["prompt"]: r["text"] for r in rows(tmp_path / "out")}
-    assert mine == texts and len(set(texts.values())) > 1
+def test_answers_and_figures_are_those_of_the_harness_hf_model(
+    model: Path, tmp_path: Path, form: Any, chat: str | None
+) -> None:
+    asked = benchmark(tmp_path, form=form, chat_template=chat is not None, multiturn=chat == "turns")
+    texts = benchmarks.as_through_hf(recipe(), asked, model, tmp_path / "out")
+    assert len(texts) == 8 and len(set(texts.values())) > 1
+    turns = {None: 0, "turns": 6, "one message": 2}[chat]  # two examples
+    assert all(prompt.count("<bos>") == turns for prompt in texts)
 
 
 def test_choices_are_scored_as_by_the_harness_hf_model(model: Path, tmp_path: Path) -> None:
@@ -206,6 +199,15 @@ def test_a_model_without_thought_tokens_is_refused_the_latent_form(tmp_path: Pat
         asking.ask_task(recipe(), benchmark(tmp_path, form="latent"), plain, tmp_path / "out")
     found = asking.ask_task(recipe(), benchmark(tmp_path, form="direct"), plain, tmp_path / "direct").counts
     assert found["results"][0]["accuracy"]["n"] == 8
+
+
+def test_a_chat_template_must_be_there_and_is_for_plain_forms(tmp_path: Path) -> None:
+    folder = benchmarks.save_model(tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="has no chat template: take chat_template from task gsm8k"):
+        asking.ask_task(recipe(), benchmark(tmp_path, chat_template=True), folder, tmp_path / "out")
+    with pytest.raises(UserError, match="chat_template needs form: direct or cot"):
+        resolve({"evaluate": {"tasks": [{"name": "gsm8k", "form": "latent", "chat_template": True}]}})
 
 
 def test_a_prompt_that_leaves_no_room_is_named(model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from latent_thoughts.data import records
 from latent_thoughts.em import Run
 from latent_thoughts.stages.evaluate import asking, fine_tuning, likelihood
 from latent_thoughts.stages.evaluate.compare import LIKELIHOOD, compare, load
+from latent_thoughts.stages.evaluate.shown import comparison_tables
 from latent_thoughts.store import Stage
 from latent_thoughts.types import UserError
 from tests.stages.evaluate import benchmarks
@@ -67,22 +68,38 @@ def test_mistakes_of_comparing(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+def scored(folder: Path, costs: list[float]) -> Path:
+    """A folder with the likelihood of two chunks of 50 bytes a document, at these costs in nats."""
+    rows = [
+        {"doc_id": f"d{n // 2}", "chunk_index": n % 2, "place": 0.0, "tokens": 9, "characters": 50, "bytes": 50,
+         "log_raw": -1.0, "log_thoughtless": -1.0, "bounds": [(1, -999.0), (4, -cost)]}
+        for n, cost in enumerate(costs)
+    ]  # fmt: skip
+    Stage(folder / "evaluate", "evaluate", "k").write("likelihood-00000.parquet", rows, likelihood.SCORES, {})
+    return folder
+
+
 def test_text_is_compared_by_document(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    costs = rng.uniform(50, 100, 40)
-    for name, extra in (("a", 0.0), ("b", 5.0)):
-        rows = [
-            {"doc_id": f"d{n // 2}", "chunk_index": n % 2, "place": 0.0, "tokens": 9, "characters": 50, "bytes": 50,
-             "log_raw": -1.0, "log_thoughtless": -1.0, "bounds": [(1, -999.0), (4, -(cost + extra))]}
-            for n, cost in enumerate(costs)
-        ]  # fmt: skip
-        Stage(tmp_path / name / "evaluate", "evaluate", "k").write(
-            "likelihood-00000.parquet", rows, likelihood.SCORES, {}
-        )
-    (found,) = compare([load(tmp_path / "a"), load(tmp_path / "b")])
+    costs = np.random.default_rng(0).uniform(50, 100, 40)
+    (found,) = compare([load(scored(tmp_path / name, [*(costs + more)])) for name, more in (("a", 0.0), ("b", 5.0))])
     assert found.task == LIKELIHOOD and found.difference.n == 20
     assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
-    assert found.better == str(tmp_path / "a")
+    assert found.better == str(tmp_path / "a") and found.left_out == (0, 0, 0)
+
+
+def test_text_without_a_bound_is_left_out_and_counted(tmp_path: Path) -> None:
+    a, b = np.full(40, 60.0), np.full(40, 65.0)
+    a[[0, 1, 2]] = np.inf  # the first document has none of either chunk
+    b[[2, 7]] = np.inf
+    models = [load(scored(tmp_path / name, [*costs])) for name, costs in (("a", a), ("b", b))]
+    (found,) = compare(models)
+    assert found.left_out == (3, 2, 4) and found.difference.n == 19
+    assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
+    (table,) = comparison_tables(models, [found])
+    assert "A − B: 4 chunks of text are left out" in str(table.caption) and "(A: 3, B: 2)" in str(table.caption)
+    nothing = load(scored(tmp_path / "c", [np.inf] * 40))
+    (found,) = compare([models[0], nothing])
+    assert found.left_out == (3, 40, 40) and found.difference.n == 0 and found.better is None
 
 
 @pytest.fixture

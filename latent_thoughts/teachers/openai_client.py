@@ -1,0 +1,79 @@
+"""The `openai` client: what it needs to know, and what its errors mean, in one line without the key."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from latent_thoughts.config.synthesize import Teacher as Config
+from latent_thoughts.teachers.base import Failure
+from latent_thoughts.teachers.chat import kind_of_status
+from latent_thoughts.types import UserError
+
+_OWN = "https://api.openai.com/v1"
+
+
+def imported() -> Any:
+    """The `openai` package. Raises UserError naming the extra where it is not installed."""
+    try:
+        import aiohttp  # noqa: F401
+        import openai
+    except ImportError:
+        raise UserError("teachers behind an endpoint need an extra: pip install 'latent-thoughts[teachers]'") from None
+    return openai
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The client's settings. Raises UserError where OpenAI's own endpoint is asked without a key."""
+    key = os.environ.get(config.key_env)
+    if not key and config.base_url is None:
+        raise UserError(f"no key: set the environment variable {config.key_env} (synthesize.teacher.key_env)")
+    return {
+        "api_key": key or "none",
+        "base_url": config.base_url or _OWN,
+        "timeout": config.timeout,
+        "max_retries": config.retries,
+    }
+
+
+def failure_of(error: Any, config: Config) -> Failure:
+    """What an error of the client means."""
+    openai = imported()
+    where = config.base_url or _OWN
+    text = _without_key(_message(error), config)
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return Failure("refused_key", f"{where} refuses the key in {config.key_env}: {text}", fatal=True)
+    if isinstance(error, openai.NotFoundError):
+        return Failure("unknown_model", f"{where} does not know model {config.model}: {text}", fatal=True)
+    if isinstance(error, openai.RateLimitError):
+        no_money = getattr(error, "code", None) == "insufficient_quota"
+        return Failure("no_quota" if no_money else "rate_limit", text, fatal=no_money)
+    if isinstance(error, openai.APIStatusError):
+        return Failure(kind_of_status(error.status_code, text), text)
+    causes = _causes(error)
+    if any(type(cause).__name__ in ("ConnectError", "ClientConnectorError") for cause in causes):
+        reason = next((str(c) for c in causes if type(c).__name__ == "ClientConnectorError"), str(causes[-1]))
+        return Failure("unreachable", f"{where} cannot be reached: {_without_key(reason, config)}", fatal=True)
+    if any(type(cause).__name__ == "RemoteProtocolError" for cause in causes):
+        return Failure("broken_reply", f"{where} answered with {_without_key(str(causes[1]), config)}")
+    if isinstance(error, openai.APITimeoutError) and not any(isinstance(c, ConnectionError) for c in causes):
+        return Failure("timeout", f"{where} was silent for {config.timeout:g} seconds")
+    return Failure("connection", f"{where} broke the connection: {_without_key(str(causes[-1]), config)}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found = [error]
+    while (cause := found[-1].__cause__) is not None:
+        found.append(cause)
+    return found
+
+
+def _message(error: Exception) -> str:
+    body = getattr(error, "body", None)
+    inner = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(inner or error).split())[:300]
+
+
+def _without_key(text: str, config: Config) -> str:
+    key = os.environ.get(config.key_env)
+    return text.replace(key, f"(the key in {config.key_env})") if key else text
