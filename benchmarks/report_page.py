@@ -71,6 +71,7 @@ def screenshots(playwright: Any, path: Path, folder: Path) -> None:
             page.goto(path.as_uri())
             page.wait_for_function(LOADED)
             page.screenshot(path=folder / f"report-{scheme}-{width}.png")
+            page.select_option("#choose-show", "changed")
             page.evaluate("document.querySelector('#thoughts').scrollIntoView()")
             page.wait_for_timeout(200)
             page.screenshot(path=folder / f"reader-{scheme}-{width}.png")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_thoughts import examine
+from latent_thoughts import examine, executors
 from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
 from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
@@ -85,7 +85,7 @@ class Run:
     def _train(self, config: Train, sources: list[Source], folder: Path, continue_from: Path | None = None) -> Manifest:
         recipe, held_out = self.recipe, Source(self.prepared, "held_out")
         where = (self.base, sources, folder / "train", recipe.seed, continue_from, held_out)
-        return training.train(config, recipe.model, *where)
+        return executors.together(recipe, training.train, config, recipe.model, *where)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:
         """Held-out text and answers, and every task of the recipe; `counts` have the tasks' results too."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.data.corpus import Source
@@ -31,7 +32,8 @@ def ask(
 ) -> list[Results]:
     """The results of every task of the recipe. A model that was not taught to think is asked the plain forms."""
     asked = [b for b in recipe.evaluate.tasks if thinks or b.form != "latent"]
-    return [asking.ask_task(recipe, b, model, folder / "tasks" / asking.name_of(b), trained_on).counts for b in asked]
+    calls = [(recipe, b, model, folder / "tasks" / asking.name_of(b), trained_on) for b in asked]
+    return [manifest.counts for manifest in executors.calls(recipe, asking.ask_task, calls)]
 
 
 def fine_tune(
@@ -47,10 +49,10 @@ def fine_tune(
     seeds, asked = [recipe.seed + n for n in range(config.seeds)], []
     for seed in seeds:
         where = folder / f"seed_{seed}"
-        training.train(settings, recipe.model, model, [source], where / "train", seed)
+        executors.together(recipe, training.train, settings, recipe.model, model, [source], where / "train", seed)
         asked.append(where / "tasks" / asking.name_of(benchmark))
-        one = benchmark.model_copy(update={"seed": seed})
-        asking.ask_task(recipe, one, where / "train", asked[-1], {**(trained_on or {}), "fine_tune": source})
+        one, seen = benchmark.model_copy(update={"seed": seed}), {**(trained_on or {}), "fine_tune": source}
+        executors.calls(recipe, asking.ask_task, [(recipe, one, where / "train", asked[-1], seen)])
     return [asking.joined(benchmark, asked, seeds, folder) | {"fine_tuned": True}]
 
 

@@ -1,4 +1,4 @@
-"""Ranks: one process, or several started by torchrun, each with a part of the model and of every batch."""
+"""Ranks: one process, or several started by torchrun or Ray Train, each with a part of the model and of every batch."""
 
 from __future__ import annotations
 
@@ -50,23 +50,35 @@ class Ranks:
 
 
 def launched() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """How many processes torchrun or Ray Train started; 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Joins the processes of torchrun, over gloo on CPUs and NCCL on GPUs."""
+    """Joins the processes of torchrun, over gloo on CPUs and NCCL on GPUs; those of Ray Train are joined already."""
     if launched() == 1:
         yield Ranks()
         return
+    if dist.is_initialized():
+        yield _joined()
+        return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group(backends(torch.cuda.is_available()))
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        yield _joined()
     finally:
         dist.destroy_process_group()
+
+
+def backends(gpus: bool) -> str:
+    """Figures are added up on the CPU, gradients where the model is."""
+    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
+
+
+def _joined() -> Ranks:
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def shard(root: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks, how: str, half: bool) -> None:

@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,17 @@ def bench(folder: Path) -> Path:
 
 def temporary(path: Path) -> Path:
     """A name for what is to become `path`: beside it, or in the cache."""
-    name = f".{path.name}.{os.getpid()}.tmp"
+    name = f".{path.name}.{uuid.uuid4().hex}.tmp"  # process numbers recur, on machines and in time
     return cache() / f".{_mark(path.parent)}{name}" if remote(path) else path.with_name(name)
 
 
+def unfinished(path: Path) -> bool:
+    """Whether a file here is one with a temporary name; of a process that was killed, or that is still at work."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def stale(folder: Path) -> Iterable[Path]:
-    """Temporary names of a folder's files that processes left which were killed."""
+    """Files of a folder with temporary names: where nobody works in it, of processes that were killed."""
     return cache().glob(f".{_mark(folder)}.*.tmp") if remote(folder) else folder.glob(".*.tmp")
 
 

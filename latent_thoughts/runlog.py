@@ -254,17 +254,22 @@ class ProgressFile:
 
 
 @contextlib.contextmanager
+def sent_here() -> Iterator[Sink]:
+    """Where this process shows progress: what it tells of itself, or another told it."""
+    if _sink is not None:
+        yield _sink
+        return
+    with Bars() as bars:
+        yield lambda event: bars.show("", event)
+
+
+@contextlib.contextmanager
 def track(work: str, total: float, unit: str) -> Iterator[Advance]:
     """Progress of one piece of work: call the yielded function with the amount done, and figures."""
     done = 0.0
     last = 0.0
 
-    with contextlib.ExitStack() as stack:
-        sink = _sink
-        if sink is None:
-            bars = stack.enter_context(Bars())
-            sink = lambda event: bars.show("", event)  # noqa: E731
-
+    with sent_here() as sink:
         kept = ProgressFile(work, total, unit)
 
         def advance(amount: float, **figures: float) -> None:

@@ -50,7 +50,6 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path of this machine; on success it is synced and takes `path`'s place, or is put there."""
     temporary = places.temporary(path)
     (temporary if remote(path) else path).parent.mkdir(parents=True, exist_ok=True)
-    transfer.remove(temporary)  # a process that was killed may have had the same number
     try:
         yield temporary
         if remote(path):
@@ -100,12 +99,10 @@ class Stage:
 
     def _claim(self) -> None:
         marker = self.folder / "stage.json"
-        for stale in places.stale(self.folder):  # of a process that was killed: this one holds the run's lock
-            transfer.remove(stale)
         note = self.folder.with_name(f".{self.folder.name}.moving.json")
         if remote(self.folder):
             transfer.settle(note, "manifest.json")
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and any(not places.unfinished(path) for path in self.folder.iterdir()):
             owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
             if owner != self.key:
                 transfer.move(self.folder, _free(self._aside(owner)), note, "manifest.json")
@@ -128,33 +125,49 @@ class Stage:
 
     def write(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema, counts: dict[str, Any]) -> None:
         """Writes one shard with its counts in the Parquet metadata; both appear together or not at all."""
-        table = pa.Table.from_pylist(rows, schema=schema.with_metadata({"counts": json.dumps(counts)}))
+        known = {"counts": json.dumps(counts), "key": self.key}
+        table = pa.Table.from_pylist(rows, schema=schema.with_metadata(known))
         with atomic(self.shard(name)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
+
+    def remove(self, name: str) -> None:
+        self.shard(name).unlink(missing_ok=True)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a shard that this stage wrote."""
         return read_table(self.shard(name)).to_pylist()
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """The counts of a shard that is there already, else None."""
+        """The counts of a shard that is there already, else None.
+
+        One of another key is not: a worker that outlived its driver may have written it after the folder changed hands.
+        """
         path = self.shard(name)
         if not path.exists():
             return None
-        return json.loads((pq.read_schema(places.seekable(path)).metadata or {})[b"counts"])
+        known = pq.read_schema(places.seekable(path)).metadata or {}
+        return json.loads(known[b"counts"]) if known.get(b"key", b"").decode() == self.key else None
 
-    def close(self, shards: list[str], counts: dict[str, Any]) -> Manifest:
-        with ThreadPoolExecutor(16) as pool:  # what a store is asked for many times, it is asked for at once
-            described = dict(zip(shards, pool.map(self._described, shards), strict=True))
-        manifest = Manifest(self.name, self.key, described, counts)
-        write_json(self.folder / "manifest.json", asdict(manifest))
-        return manifest
-
-    def _described(self, name: str) -> dict[str, Any]:
-        """What stands in the manifest, of what really lies there."""
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a manifest says of a shard, of what really lies there."""
         content = places.content(self.shard(name))
         rows = pq.read_metadata(io.BytesIO(content)).num_rows
         return {"rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
+
+    def close(
+        self, shards: list[str], counts: dict[str, Any], described: dict[str, dict[str, Any]] | None = None
+    ) -> Manifest:
+        """Writes the manifest; shards that are not `described` are read for it."""
+        known = dict(described or {})
+        unknown = [name for name in shards if name not in known]
+        with ThreadPoolExecutor(16) as pool:  # what a store is asked for many times, it is asked for at once
+            known |= zip(unknown, pool.map(self.describe, unknown), strict=True)
+        described = {name: known[name] for name in shards}
+        manifest = Manifest(self.name, self.key, described, counts)
+        write_json(self.folder / "manifest.json", asdict(manifest))
+        for path in places.stale(self.folder):  # of processes that were killed: all work is done
+            transfer.remove(path)
+        return manifest
 
 
 class Journal:
@@ -225,7 +238,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, Any]]:
-    """The rows of one shard. Raises UserError naming a shard that is missing or not what was written."""
+    """The rows of one shard. Raises as `checked_table` does."""
+    return checked_table(folder, manifest, shard).to_pylist()
+
+
+def checked_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
+    """One shard. Raises UserError naming a shard that is missing or not what was written."""
     path = folder / shard
     try:
         content = places.content(path)
@@ -233,7 +251,7 @@ def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, An
         raise UserError(f"shard {path} is named by its manifest but missing: remove {folder} and run again") from None
     if hashlib.sha256(content).hexdigest() != manifest.shards[shard]["sha256"]:
         raise UserError(f"shard {path} is damaged (checksum differs): remove {folder} and run again")
-    return pq.read_table(pa.BufferReader(content)).to_pylist()
+    return pq.read_table(pa.BufferReader(content))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

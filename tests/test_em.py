@@ -17,7 +17,7 @@ import yaml
 
 from latent_thoughts.config import resolve
 from latent_thoughts.data import records
-from latent_thoughts.em import em
+from latent_thoughts.em import Run, em
 from latent_thoughts.store import read_manifest
 
 
@@ -127,6 +127,10 @@ def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dic
     assert (tmp_path / "iter_01/train/stable/state.json").exists()
     shards = [set(read_manifest(tmp_path / f"iter_0{n}/sample").shards) for n in (1, 2)]
     assert shards[0] and shards[1] and not shards[0] & shards[1]  # fresh slices
+    seen = ["iter_00/synthesize warm_start", "iter_01/sample corpus", "iter_02/sample corpus"]
+    for number in (0, 1, 2):  # what is searched for the questions of tasks
+        found = Run(resolve(small), tmp_path)._trained_on(tmp_path / f"iter_{number:02}")
+        assert sorted(found.keys() - {"warm_start", "corpus"}) == seen[: number + 1]
 
 
 STAGES = ["base", "prepare", "iter_00/synthesize", "iter_01/sample"]

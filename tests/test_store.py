@@ -74,15 +74,17 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "model") == {"two"}
 
 
-def test_what_a_killed_process_left_does_not_get_in(tmp_path: Path) -> None:
-    """Process numbers recur, in containers on every start."""
-    left = tmp_path / f".model.{os.getpid()}.tmp"
-    left.mkdir()
-    (left / "stale").write_text("x")
-    with atomic(tmp_path / "model") as temporary:
-        temporary.mkdir()
-        (temporary / "fresh").write_text("x")
-    assert names(tmp_path / "model") == {"fresh"}
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """As of a driver that was started again and a worker of the one before, on whatever machine."""
+    with atomic(tmp_path / "model") as one:
+        one.mkdir()
+        (one / "of one").write_text("x")
+        with atomic(tmp_path / "model") as other:
+            other.mkdir()
+            (other / "of the other").write_text("x")
+        assert names(tmp_path / "model") == {"of the other"}
+    assert names(tmp_path / "model") == {"of one"}
+    assert names(tmp_path) == {"model"}
 
 
 # --- keys
@@ -233,18 +235,21 @@ def test_a_folder_that_a_killed_process_had_only_begun_is_taken_over(tmp_path: P
     folder = tmp_path / "stage"
     folder.mkdir()
     (folder / ".stage.json.1.tmp").write_text("half")
-    Stage(folder, "x", "k" * 64)
-    assert names(folder) == {"stage.json"}
+    Stage(folder, "x", "k" * 64).close([], {})
+    assert names(folder) == {"stage.json", "manifest.json"}
     assert names(tmp_path) == {"stage"}  # nothing set aside
 
 
-def test_temporary_files_of_a_killed_process_are_removed_and_shards_kept(tmp_path: Path) -> None:
+def test_what_workers_are_writing_is_left_to_them_until_the_stage_closes(tmp_path: Path) -> None:
     folder, key = tmp_path / "stage", "k" * 64
-    complete(folder, key)
+    stage = Stage(folder, "x", key)
+    stage.write("a.parquet", [{"n": 1}], SCHEMA, {})
     (folder / ".model.1.tmp").mkdir()
     (folder / ".model.1.tmp" / "weights").write_text("half")
     (folder / ".b.parquet.1.tmp").write_text("half")
-    assert Stage(folder, "x", key).manifest is not None
+    again = Stage(folder, "x", key)
+    assert {".model.1.tmp", ".b.parquet.1.tmp"} < names(folder)
+    again.close(["a.parquet"], {})
     assert names(folder) == {"a.parquet", "manifest.json", "stage.json"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -45,6 +45,14 @@ class Lanes:
             self.stored[0][:, lane, :, start : start + len(span)] = span.keys
             self.stored[1][:, lane, :, start : start + len(span)] = span.values
             start += len(span)
+
+    def move(self, to: Mapping[int, int]) -> None:
+        """What lanes hold to other lanes, in this order."""
+        for old, new in to.items():
+            if old != new:
+                self.length_G[new] = self.length_G[old]
+                for held in self.stored:
+                    held[:, new] = held[:, old]
 
     def _fit(self, first: int, needed: int, limit: int) -> int:
         """Makes two of the stored tensors (from `first`) wide enough, or less wide; returns their width."""

@@ -25,6 +25,7 @@ from latent_thoughts.config.base import (
 from latent_thoughts.config.evaluate import Benchmark as Benchmark
 from latent_thoughts.config.evaluate import Evaluate
 from latent_thoughts.config.evaluate import FineTune as FineTune
+from latent_thoughts.config.executor import Executor
 from latent_thoughts.config.synthesize import Contamination, Synthesize
 from latent_thoughts.places import holds_keys
 from latent_thoughts.types import UserError
@@ -105,6 +106,7 @@ class Engine(Section):
     pass_tokens: Positive = 4096  # encoded in one pass
     logits: Positive = 2**26  # held at a time (positions x vocabulary)
     vllm_memory: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the device's memory that vllm may take
+    vllm_parallel: Positive = 1  # GPUs that one vllm spreads its model over (tensor parallel)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -247,6 +249,7 @@ class Plan(Section):
 class Recipe(Section):
     seed: Seed = 0
     threads: Positive | None = None  # of one process; default: torch's own choice
+    executor: Executor = Executor()
     data: Data = Data()
     chunking: Chunking = Chunking()
     model: Model = Model()

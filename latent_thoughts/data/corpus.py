@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from latent_thoughts.data import records
-from latent_thoughts.store import atomic
+from latent_thoughts.store import atomic, checked_table, read_manifest
 from latent_thoughts.types import Chunk, ThoughtDocument
 
 IDS = pa.list_(pa.int32())
@@ -151,5 +151,19 @@ def write(sources: Sequence[Source], path: Path) -> None:
 
 def _batches(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
     for source in sources:
-        for _, documents in records.shards(source.folder, source.split):
-            yield _batch(documents, source.weight)
+        manifest = read_manifest(source.folder)
+        for name in manifest.shards:
+            if name.startswith(f"{source.split}-"):
+                yield _columns(checked_table(source.folder, manifest, name), source.weight)
+
+
+def _columns(table: pa.Table, weight: float) -> pa.RecordBatch:
+    """What `_batch` makes of a shard's documents, column by column: a cluster waits while its corpus is packed."""
+    chunks = table.column("chunks").combine_chunks()
+    starts = chunks.offsets.to_numpy()
+    offsets = pa.array(starts - starts[0])
+    parts = dict(zip([f.name for f in records.CHUNK], chunks.flatten().flatten(), strict=True))
+    named = {"target": parts["target"].cast(pa.int8()), "text": parts["ids"], "thoughts": parts["thoughts"]}
+    arrays = {name: pa.ListArray.from_arrays(offsets, values) for name, values in named.items()}
+    arrays |= {"id": table.column("id").combine_chunks(), "weight": pa.repeat(pa.scalar(weight), len(table))}
+    return pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in SCHEMA], schema=SCHEMA)

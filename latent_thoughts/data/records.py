@@ -11,31 +11,33 @@ import pyarrow as pa
 
 from latent_thoughts import weights
 from latent_thoughts.store import read_manifest, read_rows
-from latent_thoughts.types import Chunk, Posterior, ThoughtDocument
+from latent_thoughts.types import Chunk, Document, Posterior, ThoughtDocument
 
 IDS = pa.list_(pa.int32())
+
+CHUNK = pa.struct(
+    [
+        ("start", pa.int64()),
+        ("text", pa.string()),
+        ("ids", IDS),
+        ("target", pa.bool_()),
+        ("thoughts", pa.list_(IDS)),
+    ]
+)
 
 DOCUMENTS = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
         ("meta", pa.string()),  # JSON; `oracle` maps a chunk's index to the thought that came with the data
-        (
-            "chunks",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("start", pa.int64()),
-                        ("text", pa.string()),
-                        ("ids", IDS),
-                        ("target", pa.bool_()),
-                        ("thoughts", pa.list_(IDS)),
-                    ]
-                )
-            ),
-        ),
+        ("chunks", pa.list_(CHUNK)),
     ]
 )
+
+SOURCE = pa.schema(  # documents as they were read, until they are chunked
+    [("id", pa.string()), ("text", pa.string()), ("meta", pa.string()), ("pieces", pa.list_(pa.string())),
+     ("thoughts", pa.string())]
+)  # fmt: skip
 
 POSTERIORS = pa.schema(
     [
@@ -68,6 +70,17 @@ POSTERIORS = pa.schema(
         ("raw_logprob", pa.float64()),
     ]
 )
+
+
+def source_row(document: Document) -> dict[str, Any]:
+    meta, thoughts = (json.dumps(value, ensure_ascii=False) for value in (document.meta, document.thoughts))
+    return {"id": document.id, "text": document.text, "meta": meta, "pieces": document.pieces, "thoughts": thoughts}
+
+
+def document_from(row: dict[str, Any]) -> Document:
+    thoughts = {int(index): text for index, text in json.loads(row["thoughts"]).items()}
+    pieces = None if row["pieces"] is None else tuple(row["pieces"])
+    return Document(row["id"], row["text"], json.loads(row["meta"]), pieces, thoughts)
 
 
 def document_row(document: ThoughtDocument) -> dict[str, Any]:

@@ -347,8 +347,18 @@ class Schedule:
         for place, goes in zip(places, self.passes.draw(logits_NV, draws), strict=True):
             if not goes:
                 del self.growing[place]
-        left = {lane for lane, _ in places} - {lane for lane, _ in self.growing}
-        self.free = sorted({*self.free, *left}, reverse=True)
+        live = sorted({lane for lane, _ in self.growing})
+        if not self.queue and 2 * len(live) <= max(lane for lane, _ in places) + 1:
+            live = self._close_up(live)
+        self.free = sorted(set(range(self.lanes.lanes)).difference(live), reverse=True)
+
+    def _close_up(self, live: Sequence[int]) -> list[int]:
+        """Moves lanes whose draws still grow to the front: a pass reads all up to the last. Returns them."""
+        assert self.lanes is not None
+        to = {lane: n for n, lane in enumerate(live)}
+        self.lanes.move(to)
+        self.growing = {(to[lane], row): draw for (lane, row), draw in self.growing.items()}
+        return list(to.values())
 
 
 def _nothing(*_: Any) -> None:

@@ -7,23 +7,28 @@ Three splits: `warm_start` (its thoughts may be used), `corpus` and `held_out`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.data import chunking, contamination, readers
-from latent_thoughts.data.records import DOCUMENTS, document_row
+from latent_thoughts.data.records import DOCUMENTS, SOURCE, document_from, document_row, source_row
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
 from latent_thoughts.runlog import track
-from latent_thoughts.store import Stage, stage_key
+from latent_thoughts.store import Stage, read_json, stage_key, write_json
 from latent_thoughts.types import Document, Manifest, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
+_SOURCE, _READ = "source-", "read.json"  # what only an unfinished stage holds
 
 
 def initialise(recipe: Recipe, folder: Path) -> Manifest:
@@ -46,57 +51,113 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
     stage = Stage(folder, "prepare", stage_key("prepare", config, {"base": base_manifest}))
     if (manifest := stage.manifest) is not None:
         return manifest
-    tokenizer, _ = models.load_tokenizer(base / "model")
-    codec, size = Codec(tokenizer), recipe.data.shard_documents
-    counts: Counter[str] = Counter()
-    names: list[str] = []
-    waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    read = _read(recipe, stage)
+    counts, described = Counter(read["counts"]), {}
     tally = contamination.Tally(contamination.load(recipe.contamination))
+    with track("prepare", sum(read["rows"].values()), "documents") as advance:
+        told = lambda amount, counts: advance(amount)  # noqa: E731
+        for result in executors.run(recipe, Shards(recipe, stage, base), read["rows"], told):
+            found = result.counts
+            counts.update(found["sums"])
+            _note(counts, found["malformed"])
+            tally.add(found["repeated"])
+            described |= result.shards
+    if not any(counts[f"{split}_documents"] for split in SPLITS):
+        raise UserError(f"data.source {recipe.data.source} holds no documents")
+    for name in read["rows"]:
+        stage.remove(_SOURCE + name)
+    manifest = stage.close(list(read["rows"]), dict(counts) | tally.counts("documents"), described)
+    stage.remove(_READ)
+    return manifest
+
+
+def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Reads the source once and cuts it, in its order, into shards of documents as they came (`source-NAME`), which
+    are tokenised by whichever worker. Returns their `rows` by name, and `counts` of what was left out."""
+    if stage.shard(_READ).exists():
+        return read_json(stage.shard(_READ))
+    rows: dict[str, int] = {}
+    counts, numbers = Counter[str](), Counter[str]()
+    waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
 
     def flush(split: str) -> None:
-        names.append(f"{split}-{sum(n.startswith(split) for n in names):05}.parquet")
-        stage.write(names[-1], waiting[split], DOCUMENTS, {})
+        name = f"{split}-{numbers[split]:05}.parquet"
+        rows[name], numbers[split] = len(waiting[split]), numbers[split] + 1
+        stage.write(_SOURCE + name, waiting[split], SOURCE, {})
         waiting[split] = []
 
-    def skipped(message: str) -> None:
-        counts["malformed"] += 1
-        if counts["malformed"] <= 20:
-            counts[f"malformed: {message}"[:200]] += 1
-
     seen: set[str] = set()
-    with track("prepare", float("inf"), "documents") as advance:
-        for document in readers.read(recipe.data, _world_seed(recipe), skipped):
-            if document.id in seen:
-                counts["duplicates"] += 1
-                continue
+    with track("read", float("inf"), "documents") as advance:
+        for document in readers.read(recipe.data, _world_seed(recipe), lambda m: _note(counts, [m])):
+            known = document.id in seen
             seen.add(document.id)
+            if known or not document.text:
+                counts["duplicates" if known else "empty"] += 1
+                continue
             split = split_of(document, recipe)
-            try:
-                prepared = chunking.chunked(document, recipe.chunking, codec)
-            except UserError as error:
-                message = f"document {document.id}: {error}"
-                if recipe.data.malformed == "error":
-                    raise UserError(message) from None
-                skipped(message)
-                continue
-            if not prepared.chunks:
-                counts["empty"] += 1
-                continue
-            if tally.repeats(document.text) and recipe.contamination.remove:
-                continue
-            waiting[split].append(document_row(prepared))
-            counts[f"{split}_documents"] += 1
-            counts[f"{split}_chunks"] += len(prepared.chunks)
-            counts[f"{split}_tokens"] += sum(len(chunk.ids) for chunk in prepared.chunks)
-            if len(waiting[split]) == size:
+            waiting[split].append(source_row(document))
+            if len(waiting[split]) == recipe.data.shard_documents:
                 flush(split)
             advance(1)
     for split in SPLITS:
         if waiting[split]:
             flush(split)
-    if not names:
-        raise UserError(f"data.source {recipe.data.source} holds no documents")
-    return stage.close(names, dict(counts) | tally.counts("documents"))
+    found = {"rows": rows, "counts": counts}
+    write_json(stage.shard(_READ), found)
+    return found
+
+
+def _note(counts: Counter[str], malformed: Sequence[str]) -> None:
+    """Counts documents that were left out as malformed, and names the first 20 of all."""
+    for message in malformed:
+        counts["malformed"] += 1
+        if counts["malformed"] <= 20:
+            counts[f"malformed: {message}"[:200]] += 1
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The stage's work for an executor: a unit is a shard of documents, which it chunks and tokenises."""
+
+    recipe: Recipe
+    stage: Stage
+    base: Path
+
+    def files(self, unit: str) -> list[str]:
+        return [unit]
+
+    def set_up(self, stack: contextlib.ExitStack) -> Do:
+        codec = Codec(models.load_tokenizer(self.base / "model")[0])
+        overlap = contamination.load(self.recipe.contamination)
+
+        def do(unit: str, told: Told) -> None:
+            documents = [document_from(row) for row in self.stage.rows(_SOURCE + unit)]
+            self._write(unit, documents, codec, contamination.Tally(overlap))
+            told(len(documents), {})
+
+        return do
+
+    def _write(self, unit: str, documents: list[Document], codec: Codec, tally: contamination.Tally) -> None:
+        split, rows, malformed = unit.partition("-")[0], [], []
+        sums: Counter[str] = Counter()
+        for document in documents:
+            try:
+                prepared = chunking.chunked(document, self.recipe.chunking, codec)
+            except UserError as error:
+                malformed.append(f"document {document.id}: {error}")
+                if self.recipe.data.malformed == "error":
+                    raise UserError(malformed[-1]) from None
+                continue
+            if not prepared.chunks:
+                sums["empty"] += 1
+                continue
+            if tally.repeats(document.text) and self.recipe.contamination.remove:
+                continue
+            rows.append(document_row(prepared))
+            sums[f"{split}_documents"] += 1
+            sums[f"{split}_chunks"] += len(prepared.chunks)
+            sums[f"{split}_tokens"] += sum(len(chunk.ids) for chunk in prepared.chunks)
+        self.stage.write(unit, rows, DOCUMENTS, {"sums": sums, "malformed": malformed, "repeated": tally.record()})
 
 
 def split_of(document: Document, recipe: Recipe) -> str:

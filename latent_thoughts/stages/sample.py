@@ -9,20 +9,21 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latent_thoughts import executors, weights
 from latent_thoughts import model as models
-from latent_thoughts import weights
 from latent_thoughts.config import Recipe, Sample
 from latent_thoughts.data import contamination, records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.load import loaded_engine
+from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import place
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
@@ -59,34 +60,66 @@ def sample(
     names = [n for n in inputs["prepare"].shards if n.startswith("corpus-")][slices[0] :: slices[1]]
     if not names:
         raise UserError(f"{prepared} holds no corpus shards for slice {slices[0] + 1} of {slices[1]}")
-    tokenizer, controls = models.load_tokenizer(model / "model")
-    if raw_model and models.load_tokenizer(raw_model / "model")[0].get_vocab() != tokenizer.get_vocab():
+    if raw_model and _vocabulary(raw_model) != _vocabulary(model):
         raise UserError(f"sample.raw_model {raw_model} has another tokenizer than {model}: train it from the same base")
-    worker = Worker(config, Seeds(recipe.seed, iteration), controls, Codec(tokenizer), temperature)
-    worker.overlap, worker.remove = contamination.load(recipe.contamination), recipe.contamination.remove
-    tally = contamination.Tally(worker.overlap)
-    engine = None
-    totals, live = Totals(), Totals()
+    work = Shards(recipe, config, stage, model, prepared, Seeds(recipe.seed, iteration), temperature)
+    tally = contamination.Tally(contamination.load(recipe.contamination))
+    totals, live, described = Totals(), Totals(), {}
     sizes = {name: inputs["prepare"].shards[name]["rows"] for name in names}
-    with contextlib.ExitStack() as stack, track("sample", sum(sizes.values()), "documents") as advance:
-        for name in names:
-            if (counts := stage.done(name)) is None:
-                if engine is None:
-                    engine = stack.enter_context(loaded_engine(recipe, model / "model"))
-                    worker.raw = stack.enter_context(loaded_engine(recipe, raw_model / "model")) if raw_model else None
+    with track("sample", sum(sizes.values()), "documents") as advance:
 
-                def each(posterior: Posterior, share: float) -> None:
-                    live.add(worker.counts([], [posterior]))
-                    advance(share, **live.shown())
+        def told(amount: float, counts: Mapping[str, Any]) -> None:
+            live.add(counts)
+            advance(amount, **live.shown())
 
-                counts = _write_shard(stage, name, prepared, worker, engine, each)
-            else:
-                advance(sizes[name])
-            tally.add(counts.pop("repeated"))
-            totals.add(counts)
-    thought_names = [name.replace("corpus-", "posterior-") for name in names]
+        for result in executors.run(recipe, work, sizes, told):
+            totals.add(result.counts)
+            tally.add(result.counts["repeated"])
+            described |= result.shards
+    thought_names = [_posteriors(name) for name in names]
     figures = {**totals.sums, **health(totals.sums), **tally.counts("thoughts")}
-    return stage.close(names + thought_names, figures)
+    return stage.close(names + thought_names, figures, described)
+
+
+def _vocabulary(model: Path) -> dict[str, int]:
+    return models.load_tokenizer(model / "model")[0].get_vocab()
+
+
+def _posteriors(name: str) -> str:
+    """The shard beside a thought shard."""
+    return name.replace("corpus-", "posterior-")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The stage's work for an executor: a unit is a document shard, and the thought shard made of it."""
+
+    recipe: Recipe
+    config: Sample
+    stage: Stage
+    model: Path
+    prepared: Path
+    seeds: Seeds
+    temperature: float
+
+    def files(self, unit: str) -> list[str]:
+        return [unit, _posteriors(unit)]
+
+    def set_up(self, stack: contextlib.ExitStack) -> Do:
+        tokenizer, controls = models.load_tokenizer(self.model / "model")
+        worker = Worker(self.config, self.seeds, controls, Codec(tokenizer), self.temperature)
+        engine = stack.enter_context(loaded_engine(self.recipe, self.model / "model"))
+        if self.config.raw_model:
+            worker.raw = stack.enter_context(loaded_engine(self.recipe, Path(self.config.raw_model) / "model"))
+        worker.overlap = contamination.load(self.recipe.contamination)
+        worker.remove = self.recipe.contamination.remove
+        manifest = read_manifest(self.prepared)
+
+        def do(unit: str, told: Told) -> None:
+            documents = [records.document_of(row) for row in records.read_rows(self.prepared, manifest, unit)]
+            _write_shard(self.stage, unit, documents, worker, engine, told)
+
+        return do
 
 
 Each = Callable[[Posterior, float], None]  # told of every posterior, and of the documents it stands for
@@ -99,9 +132,10 @@ class Totals:
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.began = time.perf_counter()
 
-    def add(self, counts: Mapping[str, float]) -> None:
+    def add(self, counts: Mapping[str, Any]) -> None:
         for figure, value in counts.items():
-            self.sums[figure] += value
+            if figure != "repeated":  # which is a table
+                self.sums[figure] += value
 
     def shown(self) -> dict[str, float]:
         figures, seconds = health(self.sums), time.perf_counter() - self.began
@@ -110,24 +144,19 @@ class Totals:
         return {name: value for name, value in named.items() if value is not None}
 
 
-def _write_shard(stage: Stage, name: str, prepared: Path, worker: Worker, engine: Engine, each: Each) -> dict[str, Any]:
+def _write_shard(
+    stage: Stage, name: str, documents: Sequence[ThoughtDocument], worker: Worker, engine: Engine, told: Told
+) -> None:
     began = time.perf_counter()
-    rows = records.read_rows(prepared, read_manifest(prepared), name)
-    documents = [records.document_of(row) for row in rows]
+    each: Each = lambda posterior, share: told(share, worker.counts([], [posterior]))  # noqa: E731
     posteriors, tally = worker.clean(worker.posteriors(engine, documents, each))
     thoughts = worker.choose(documents, posteriors)
     counts: dict[str, Any] = {**worker.counts(documents, posteriors), "repeated": tally.record()}
     counts["seconds"] = time.perf_counter() - began
     decode = worker.codec.decode
-    stage.write(
-        name.replace("corpus-", "posterior-"),
-        [records.posterior_row(p, decode) for p in posteriors],
-        records.POSTERIORS,
-        {},
-    )
+    stage.write(_posteriors(name), [records.posterior_row(p, decode) for p in posteriors], records.POSTERIORS, {})
     # The thought shard comes last: where it is there, its posteriors are too.
     stage.write(name, [records.document_row(d) for d in thoughts], records.DOCUMENTS, counts)
-    return counts
 
 
 class Worker:

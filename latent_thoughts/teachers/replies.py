@@ -125,6 +125,11 @@ class Replies:
         now = time.monotonic()
         self._due = now + max(self.SYNCED, (now - began) / self.SHARE)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no reply was ever stored."""
+        return self._sql("SELECT 1 FROM replies LIMIT 1").fetchone() is None
+
     def spent(self) -> tuple[int, int, int]:
         """What this stage asked for in all its runs: (replies, prompt tokens, completion tokens)."""
         sums = "COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0)"

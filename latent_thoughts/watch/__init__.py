@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from latent_thoughts.types import UserError
-from latent_thoughts.watch.reading import State, find, read
+from latent_thoughts.watch.reading import State, find, read, status
 from latent_thoughts.watch.showing import show
 
 __all__ = ["watch"]
@@ -29,16 +29,21 @@ def watch(folder: Path, every: float = 1.0, once: bool = False, console: Console
     """
     console = console or Console(highlight=False)
     states = look(folder)
-    if once or not console.is_terminal or not any(state.working for state in states):
+    if once or not console.is_terminal or over(folder, states):
         console.print(show(folder, states, time.time()))
         return
     with Live(console=console, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
         while True:
             live.update(show(folder, states, time.time()), refresh=True)
-            if not any(state.working for state in states):
+            if over(folder, states):
                 return
             time.sleep(every)
             states = look(folder)
+
+
+def over(folder: Path, states: list[State]) -> bool:
+    """Whether nothing works: no run, and not what starts them one after the other either."""
+    return not any(state.working for state in states) and status(folder) != "working"
 
 
 def look(folder: Path) -> list[State]:

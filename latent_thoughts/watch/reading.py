@@ -82,11 +82,11 @@ def read(folder: Path) -> State:
     files += [part.folder / name for part in parts for name in ("stage.json", "manifest.json", "metrics.jsonl")]
     training = [part for part in parts if part.name == "train" and _changed(part.folder / "metrics.jsonl")]
     latest = max(training, key=lambda part: _changed(part.folder / "metrics.jsonl"), default=None)
-    status = "working" if _alive(folder) else "finished" if (folder / "results.json").exists() else "stopped"
+    sign = max(_changed(file) for file in files)
     return State(
         folder,
-        status,
-        max(_changed(file) for file in files),
+        status(folder, sign),
+        sign,
         first,
         rows,
         progress,
@@ -94,6 +94,13 @@ def read(folder: Path) -> State:
         latest.folder if latest else None,
         next((path for part in training for path in part.folder.glob("diverged_step_*.json")), None),
     )
+
+
+def status(folder: Path, sign: float = 0.0) -> str:
+    """What a folder's lock and results tell, where `sign` is when anything else in it was last written."""
+    if _changed(folder / "results.json") > max(sign, _changed(folder / ".lock")):
+        return "finished"  # results come last; the process may live on, for another run
+    return "working" if _alive(folder) else "stopped"
 
 
 def _rows(folder: Path, recipe: Json) -> list[Row]:

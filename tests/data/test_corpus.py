@@ -61,6 +61,18 @@ def test_a_file_of_several_sources_is_mapped_and_travels_to_workers_as_a_path(tm
     assert [pickle.loads(travelled)[n] for n in range(8)] == one + two
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(CHUNKS, max_size=6))
+def test_what_is_packed_column_by_column_is_what_stands_in_the_shards(
+    tmp_path_factory: pytest.TempPathFactory, made: list[list[Any]]
+) -> None:
+    documents, folder = [document(str(n), chunks) for n, chunks in enumerate(made)], tmp_path_factory.mktemp("corpus")
+    corpus.write([stage(folder / "one", documents)._replace(weight=0.3)], folder / "documents.arrow")
+    packed = [shard.batch for shard in Corpus.open(folder / "documents.arrow").shards]
+    expected = [Corpus.of(documents[n : n + 2], 0.3).shards[0].batch for n in range(0, len(documents), 2)]
+    assert packed == expected
+
+
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path: Path, damage: str) -> None:
     source = stage(tmp_path / "one", [document(str(n), [((n,), (), True)]) for n in range(5)])

@@ -68,6 +68,22 @@ def test_policies(
 PRICED = ["synthesize.prices={input: 1000, output: 1000}"]  # a token costs 0.001
 
 
+def test_shards_are_written_while_others_are_asked_about(make: Any) -> None:
+    written: list[list[str]] = []
+
+    def reply(body: Body) -> Body:
+        folder = run.synthesized("latent_thoughts")
+        written.append(sorted(path.name for path in folder.glob("warm_start-*.parquet")))
+        return plain_reply(body)
+
+    with Loopback(reply) as server:
+        run = make(server.url, "data.shard_documents=4", "synthesize.teacher.concurrency=2")
+        counts = run.synthesize().counts
+    assert len(written) == counts["kept"] == 60  # five shards of twelve chunks
+    assert written[0] == [] and len(written[-1]) == 4
+    assert len(records.documents(run.synthesized("latent_thoughts"), "warm_start")) == 20
+
+
 def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(make: Any) -> None:
     with Loopback(lambda body: completion(" ".join(f"step{n}" for n in range(30)))) as server:
         with pytest.raises(

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from latent_thoughts import cli
 from latent_thoughts.runlog import Metrics, ProgressFile, track
 from latent_thoughts.store import run_lock, write_json
 from latent_thoughts.types import UserError
@@ -94,10 +96,24 @@ def test_a_run_that_died_says_how_to_go_on(run: Path) -> None:
     assert "iter_01/train, step 400" in said
 
 
-def test_a_finished_run(run: Path) -> None:
-    (run / ".lock").write_text(str(gone()))
+@pytest.mark.parametrize("pid", [gone, os.getpid])
+def test_a_finished_run(run: Path, pid: Callable[[], int]) -> None:
+    """Results come last. Its process may have gone on to another run."""
+    (run / ".lock").write_text(str(pid()))
     write_json(run / "results.json", {"rows": []})
+    later = time.time() + 1
+    os.utime(run / "results.json", (later, later))
     assert "  finished  " in shown(run).replace("\n", "")
+    os.utime(run / "progress.json", (later + 1, later + 1))  # it was begun anew
+    assert "  finished  " not in shown(run).replace("\n", "")
+
+
+def test_the_command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["latent-thoughts", "watch", str(run), "--once"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "400 of 1,000 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["progress.json", "iter_01/sample/manifest.json", "recipe.yaml", ".lock",

@@ -5,14 +5,18 @@ latent-thoughts evaluate recipe.yaml --out RUN --iteration 1
 
 from __future__ import annotations
 
+import contextlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.engines.load import loaded_engine
+from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.evaluate.held_out import ANSWERS, Examiner, accuracy
 from latent_thoughts.stages.evaluate.likelihood import SCORES, Scorer, summary
@@ -21,6 +25,7 @@ from latent_thoughts.types import Manifest, UserError
 
 __all__ = ["evaluate"]
 
+ALL = "answers.parquet"
 SHARD = 50  # documents scored between two that a killed evaluation keeps
 
 
@@ -36,24 +41,48 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
     if (manifest := stage.manifest) is not None:
         return manifest
     began = time.perf_counter()
-    documents = records.documents(prepared, "held_out")[: config.documents]
-    if not documents:
+    rows = sum(s["rows"] for name, s in inputs["prepare"].shards.items() if name.startswith("held_out-"))
+    if not rows:
         raise UserError("no document is held out: raise data.held_out, or data.limit")
-    tokenizer, controls = models.load_tokenizer(model / "model")
-    parts = [documents[n : n + SHARD] for n in range(0, len(documents), SHARD)]
-    names = [f"likelihood-{n:05}.parquet" for n in range(len(parts))]
-    with loaded_engine(recipe, model / "model") as engine, track("evaluate", len(parts) + 1, "parts") as advance:
-        scorer = Scorer(recipe, engine, controls, thinks)
-        for name, part in zip(names, parts, strict=True):
-            if stage.done(name) is None:
-                stage.write(name, scorer.rows(part), SCORES, {})
-            advance(1)
-        if config.answer and stage.done("answers.parquet") is None:
-            examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)
-            stage.write("answers.parquet", examiner.grade(examiner.answer(documents)), ANSWERS, {})
-        elif not config.answer:
-            stage.write("answers.parquet", [], ANSWERS, {})
-        advance(1)
-    counts = summary([row for name in names for row in stage.rows(name)]) | accuracy(stage.rows("answers.parquet"))
+    names = [f"likelihood-{n:05}.parquet" for n in range(-(-min(rows, config.documents) // SHARD))]
+    if not config.answer:
+        stage.write(ALL, [], ANSWERS, {})
+    units = dict.fromkeys([ALL, *names], 1.0)  # the longest first
+    with track("evaluate", len(units), "parts") as advance:
+        work, told = Parts(recipe, stage, model, prepared, thinks), lambda amount, counts: advance(amount)
+        described = {n: d for result in executors.run(recipe, work, units, told) for n, d in result.shards.items()}
+    counts = summary([row for name in names for row in stage.rows(name)]) | accuracy(stage.rows(ALL))
     counts["seconds"] = time.perf_counter() - began
-    return stage.close([*names, "answers.parquet"], counts)
+    return stage.close([*names, ALL], counts, described)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The stage's work for an executor: a unit is a part of the documents to score, or all of them to answer."""
+
+    recipe: Recipe
+    stage: Stage
+    model: Path
+    prepared: Path
+    thinks: bool
+
+    def files(self, unit: str) -> list[str]:
+        return [unit]
+
+    def set_up(self, stack: contextlib.ExitStack) -> Do:
+        recipe, thinks = self.recipe, self.thinks
+        documents = records.documents(self.prepared, "held_out")[: recipe.evaluate.documents]
+        tokenizer, controls = models.load_tokenizer(self.model / "model")
+        engine = stack.enter_context(loaded_engine(recipe, self.model / "model"))
+        scorer = Scorer(recipe, engine, controls, thinks)
+        examiner = Examiner(recipe, engine, controls, Codec(tokenizer), thinks)
+
+        def do(unit: str, told: Told) -> None:
+            if unit == ALL:
+                self.stage.write(unit, examiner.grade(examiner.answer(documents)), ANSWERS, {})
+            else:
+                first = SHARD * int(unit.removeprefix("likelihood-").removesuffix(".parquet"))
+                self.stage.write(unit, scorer.rows(documents[first : first + SHARD]), SCORES, {})
+            told(1, {})
+
+        return do

@@ -90,8 +90,8 @@ def load(folder: Path) -> Model:
 
 def form_of(results: dict[str, Any]) -> str:
     """How a task was asked, in a word or two."""
-    chat, tuned = results.get("chat_template"), results.get("fine_tuned")
-    return ", ".join([results["form"], *(["chat"] if chat else []), *(["fine-tuned"] if tuned else [])])
+    told = {"chat": results.get("chat_template"), "fine-tuned": results.get("fine_tuned")}
+    return ", ".join([results["form"], *(name for name, is_so in told.items() if is_so)])
 
 
 def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
@@ -138,7 +138,7 @@ def _of_text(a: Model, b: Model) -> tuple[Difference, tuple[int, int, int]]:
     table = np.array([(a.chunks[c][0], b.chunks[c][0], a.chunks[c][1]) for c in chunks])
     there = np.isfinite(table[:, :2])
     both = there.all(1)
-    left_out = (*map(int, (~there).sum(0)), int((~both).sum()))
+    left_out = (int((~there[:, 0]).sum()), int((~there[:, 1]).sum()), int((~both).sum()))
     if not both.any():
         return Difference(math.nan, math.nan, math.nan, 1.0, 0, "none"), left_out
     first, second, sizes = table[both].T

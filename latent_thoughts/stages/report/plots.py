@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
 }
 GAP = 0.072  # between two labels, as a share of the axes' height
 MUTED = 0.72
+LONGEST = 30  # characters of a name
 LEFT, RIGHT = 0.095, 0.36  # of the figure's width, for the scale and for the names
 
 
@@ -58,6 +59,11 @@ def write_figures(results: Results, folder: Path) -> list[Drawn]:
         embedded = svg.embedded(text.getvalue(), f"Chart: {chart.title}. {chart.caption}", PALETTE)
         found.append(Drawn(chart.name, chart.group, chart.title, chart.caption, embedded))
     return found
+
+
+def _name(text: str) -> dict[str, Any]:
+    """A name as text, not as a formula; a model's may be a path."""
+    return {"s": text if len(text) <= LONGEST else f"…{text[-LONGEST:]}", "parse_math": False}
 
 
 def draw(chart: Figure) -> Any:
@@ -173,9 +179,10 @@ def _labels(axes: Any, labels: list[tuple[float, str, str]], share: bool) -> Non
         ceiling = places[n] - GAP
     for shown, (place, value, label, colour) in zip(places, wanted, strict=True):
         figure = f"{100 * value:.0f} %" if share else f"{round(value, 2) or 0.0:.2f}".removesuffix(".00")
+        figure = figure.replace("-", "−")
         axes.plot([1.005, 1.03], [place, shown], transform=axes.transAxes, color=colour, linewidth=0.8,
                   clip_on=False, alpha=0.8)  # fmt: skip
-        axes.text(1.04, shown, f"{figure}  {label}".replace("-", "−"), transform=axes.transAxes, color=colour,
+        axes.text(1.04, shown, **_name(f"{figure}  {label}"), transform=axes.transAxes, color=colour,
                   fontsize=8.6, va="center", ha="left")  # fmt: skip
 
 
@@ -187,7 +194,7 @@ def _bars(chart: Bars) -> Any:
             axes.barh(n, amount, left=begin, height=0.56, color=colour, linewidth=0)
             begin += amount
         axes.annotate(f"{begin:.3g}", (begin, n), (5, 0), textcoords="offset points", va="center", fontsize=8.6)
-        axes.text(-0.02, n, label, transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8.6)
+        axes.text(-0.02, n, **_name(label), transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8.6)
     named = list(dict.fromkeys((part, colour) for _, parts in chart.rows for part, colour, _ in parts))
     for n, (part, colour) in enumerate(named):
         axes.text(n * 0.27, 1.0, f"■ {part}", transform=axes.transAxes, color=colour, fontsize=8.6, va="top")
@@ -208,14 +215,16 @@ def _dots(chart: Dots) -> Any:
     y = 0.0
     for title, rows in chart.blocks:
         y -= 1.3
-        axes.text(-0.41, y, title, transform=axes.get_yaxis_transform(), va="center", fontweight="bold", fontsize=8.6)
+        axes.text(
+            -0.41, y, **_name(title), transform=axes.get_yaxis_transform(), va="center", fontweight="bold", fontsize=8.6
+        )
         for label, colour, found in rows:
             y -= 1
             error = found.error or 0.0
             axes.plot([found.value - error, found.value + error], [y, y], color=colour, linewidth=2, alpha=0.5)
             axes.plot([found.value], [y], color=colour, marker="o", markersize=5)
-            axes.text(-0.02, y, label, transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8.6,
-                      color=colour)  # fmt: skip
+            axes.text(-0.02, y, **_name(label), transform=axes.get_yaxis_transform(), va="center", ha="right",
+                      fontsize=8.6, color=colour)  # fmt: skip
             axes.text(1.02, y, f"{100 * found.value:.1f} %", transform=axes.get_yaxis_transform(), va="center",
                       fontsize=8.6)  # fmt: skip
     _bare(axes)

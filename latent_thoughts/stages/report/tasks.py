@@ -77,7 +77,8 @@ def _by_task(line: Line) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in line.rows.values():
         for task in row.get("tasks") or []:
-            form = task["form"] + (", fine-tuned" if task.get("fine_tuned") else "")
+            told = {"chat": task.get("chat_template"), "fine-tuned": task.get("fine_tuned")}
+            form = ", ".join([task["form"], *(name for name, is_so in told.items() if is_so)])
             found.setdefault((task["name"], form, task.get("shots")), []).append(task)
     return found
 

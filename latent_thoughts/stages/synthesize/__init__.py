@@ -8,23 +8,26 @@ teacher. Every reply goes into the store first; shards are written from the stor
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe, Synthesize
 from latent_thoughts.data import contamination
-from latent_thoughts.data.records import DOCUMENTS, document_row, oracle, shards
+from latent_thoughts.data.records import DOCUMENTS, document_of, document_row, oracle, shards
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
 from latent_thoughts.stages.synthesize.writing import Shard, Writer
-from latent_thoughts.store import Stage, atomic, read_manifest, stage_key, write_json
+from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
 from latent_thoughts.teachers.replies import Replies, opened
 from latent_thoughts.types import Manifest, ThoughtDocument, UserError
@@ -202,24 +205,48 @@ def synthesize_oracle(recipe: Recipe, prepared: Path, base: Path, splits: tuple[
     stage = Stage(folder, "synthesize", stage_key("synthesize", settings, inputs))
     if (manifest := stage.manifest) is not None:
         return manifest
-    codec = Codec(models.load_tokenizer(base / "model")[0])
-    tally = contamination.Tally(contamination.load(recipe.contamination))
-    names: list[str] = []
-    documents = thoughts = tokens = 0
-    with track("synthesize", float("inf"), "documents") as advance:
-        for split in splits:
-            for name, part in shards(prepared, split):
-                rows = [with_oracle(document, codec, tally, recipe.contamination.remove) for document in part]
-                stage.write(name, [document_row(row) for row in rows], DOCUMENTS, {})
-                names.append(name)
-                documents += len(rows)
-                found = [z for row in rows for kept in row.thoughts for z in kept]
-                thoughts, tokens = thoughts + len(found), tokens + sum(map(len, found))
-                advance(len(rows))
-    if not thoughts:
+    described = inputs["prepare"].shards
+    units = {n: described[n]["rows"] for split in splits for n in described if n.startswith(f"{split}-")}
+    counts, tally, made = Counter[str](), contamination.Tally(contamination.load(recipe.contamination)), {}
+    with track("synthesize", sum(units.values()), "documents") as advance:
+        work, told = Oracle(recipe, stage, prepared, base), lambda amount, counts: advance(amount)
+        for result in executors.run(recipe, work, units, told):
+            counts.update(result.counts["sums"])
+            tally.add(result.counts["repeated"])
+            made |= result.shards
+    if not counts["thoughts"]:
         raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
-    counts = {"documents": documents, "thoughts": thoughts, "thought_tokens": tokens}
-    return stage.close(names, counts | tally.counts("thoughts"))
+    return stage.close(list(units), dict(counts) | tally.counts("thoughts"), made)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Work for an executor: a unit is a document shard, with its own thoughts put in."""
+
+    recipe: Recipe
+    stage: Stage
+    prepared: Path
+    base: Path
+
+    def files(self, unit: str) -> list[str]:
+        return [unit]
+
+    def set_up(self, stack: contextlib.ExitStack) -> Do:
+        codec = Codec(models.load_tokenizer(self.base / "model")[0])
+        config, manifest = self.recipe.contamination, read_manifest(self.prepared)
+        overlap = contamination.load(config)
+
+        def do(unit: str, told: Told) -> None:
+            tally = contamination.Tally(overlap)
+            part = [document_of(row) for row in read_rows(self.prepared, manifest, unit)]
+            rows = [with_oracle(document, codec, tally, config.remove) for document in part]
+            found = [z for row in rows for kept in row.thoughts for z in kept]
+            sums = {"documents": len(rows), "thoughts": len(found), "thought_tokens": sum(map(len, found))}
+            counts = {"sums": sums, "repeated": tally.record()}
+            self.stage.write(unit, [document_row(row) for row in rows], DOCUMENTS, counts)
+            told(len(rows), {})
+
+        return do
 
 
 def with_oracle(

@@ -57,12 +57,13 @@ def price(prices: Prices, prompt_tokens: int, completion_tokens: int) -> float:
 
 def estimate(config: Synthesize, questions: Questions, documents: Documents, replies: Replies) -> Estimate:
     units = still = prompts = expected = 0
+    nothing = replies.empty  # then nothing needs to be looked up
     for document in documents():
         for unit in questions.units(document):
             units += 1
-            if (request := questions.verdict(document, unit, replies.get).next) is not None:
+            if nothing or questions.verdict(document, unit, replies.get).next is not None:
                 still += 1
-                prompts += request.prompt_tokens
+                prompts += questions.prompt_tokens(document, unit)
                 expected += min(config.max_tokens, round(REPLY_SHARE[config.method] * unit.text_tokens))
     what = "chunks" if config.method == "latent_thoughts" else "documents"
     local = config.teacher.kind not in ("openai", "openai_batch")

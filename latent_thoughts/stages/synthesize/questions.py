@@ -70,6 +70,10 @@ class Questions:
                 units.append(Unit(n, fields, texts[n], sum(sizes[first : n + 1]), sizes[n]))
         return units
 
+    def prompt_tokens(self, document: ThoughtDocument, unit: Unit) -> int:
+        """About how many."""
+        return self.sizes[self.prompt(document).hash] + unit.tokens
+
     def requests(self, document: ThoughtDocument, unit: Unit) -> Iterator[Request]:
         """The questions about a unit, an attempt each: the same payload under another key."""
         config, prompt = self.config, self.prompt(document)
@@ -80,8 +84,8 @@ class Questions:
             config.teacher.limit_name: config.max_tokens,
             **config.teacher.parameters,
         }
+        tokens = self.prompt_tokens(document, unit)
         for attempt in range(config.attempts):
-            tokens = self.sizes[prompt.hash] + unit.tokens
             yield Request(fingerprint(payload, attempt), payload, tokens, config.max_tokens)
 
     def verdict(self, document: ThoughtDocument, unit: Unit, answers: Callable[[str], Answer | None]) -> Verdict:

@@ -51,7 +51,7 @@ def train(
 
     `continue_from` is an earlier train stage, whose weights and optimizer state from before its
     decay are gone on with (continual regime). `held_out` gives `train.held_out` documents, whose loss tells
-    the best checkpoint. Under torchrun all processes call this. Raises UserError for missing input and
+    the best checkpoint. Under torchrun and Ray Train all processes call this. Raises UserError for missing input and
     divergence, Interrupted on SIGTERM.
     """
     inputs = {f"{n}:{source.split}": read_manifest(source.folder) for n, source in enumerate(sources)}
@@ -64,15 +64,22 @@ def train(
     with parallel.ranks() as ranks, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
+        failed: UserError | None = None
         if ranks.main:
-            Stage(folder, "train", key)
-        ranks.wait()
+            try:
+                Stage(folder, "train", key)
+            except UserError as error:
+                failed = error
+        _all_or_none(ranks, failed)
         work, done = bench(folder), (folder / "manifest.json").exists()
         if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
-            corpus.write(sources, work / "documents.arrow")
-            if config.held_out and held_out is not None:
-                corpus.write([held_out], work / "held_out.arrow")
-        ranks.wait()
+            try:
+                corpus.write(sources, work / "documents.arrow")
+                if config.held_out and held_out is not None:
+                    corpus.write([held_out], work / "held_out.arrow")
+            except UserError as error:
+                failed = error
+        _all_or_none(ranks, failed)
         if not done:
             trainer = set_up(config, model_config, base, folder, seed, ranks)
             if saved := checkpoint.found(folder):
@@ -92,6 +99,12 @@ def train(
             transfer.forget(folder)
         ranks.wait()
     return read_manifest(folder)
+
+
+def _all_or_none(ranks: Ranks, failed: UserError | None) -> None:
+    """Ends all processes where one has given up, for which the others would wait."""
+    if ranks.any(failed is not None):
+        raise failed or UserError("another of the processes could not begin")
 
 
 def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:

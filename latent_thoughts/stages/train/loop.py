@@ -87,7 +87,7 @@ class Trainer:
         """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures."""
         config, step = self.config, self.counters.step
         seed = np.random.SeedSequence([self.seed, step, self.ranks.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        _seed(self.objective.head.weight.device, int(seed.generate_state(1)[0]))
         counted = self.ranks.sum(_counts(batch.micros))
         targets = int(counted[-1])
         losses = torch.zeros(2, PARTS, dtype=torch.float64)
@@ -179,6 +179,13 @@ class Diverged(UserError):
     def __init__(self, message: str, step: int, batch: loader.Batch):
         super().__init__(message)
         self.step, self.batch = step, batch
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """What dropout draws from. (torch.manual_seed asks after every kind of device there is, for a third of a ms.)"""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _counts(micros: list[PackedRow]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ class Prompt(Section):
     messages: list[Message]
     nothing: str = "(nothing: the text begins here)"
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Of all that a teacher is shown."""
         return fingerprint([m.model_dump() for m in self.messages], self.nothing)

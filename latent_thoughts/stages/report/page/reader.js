@@ -5,6 +5,7 @@ const VIEWS = { thoughts: Thoughts, answers: Answers };
 const state = { view: null, seed: 0, loop: 0, turn: null, filter: "all", sort: "order", query: "", ranges: {}, text: null };
 let view = null;
 let asked = 0; // numbers the details that were asked for, so that a late one is not shown
+let scrolled = null; // the text that the detail was last scrolled for
 
 const tabs = el("div", { className: "tabs", role: "group", "aria-label": "What to read" });
 const tools = el("div", { className: "tools" });
@@ -30,10 +31,10 @@ async function open(change) {
   showTabs();
   showTools();
   showFilters();
-  show({});
+  await show({});
 }
 
-/** Another text, iteration, filter or search within the view. */
+/** Another text, iteration, filter or search within the view; ends when it can be read. */
 function show(change) {
   Object.assign(state, change);
   const items = sorted(matching());
@@ -41,8 +42,9 @@ function show(change) {
   status.textContent = `${count(items.length)} of ${count(view.all(state.turn).length)} ${view.what}`;
   const at = items.indexOf(state.text);
   list.show(items, at);
+  if ("turn" in change) showHistograms();
   showTurner();
-  showDetail(items, at);
+  return showDetail(items, at);
 }
 
 function matching() {
@@ -120,21 +122,30 @@ function showFilters() {
   const ranges = view.ranges.map(([name, label]) => range(name, label));
   filters.replaceChildren(...ranges, el("div", { className: "last" }, select("Order", orders, state.sort, (sort) => show({ sort })), clear));
   if (!view.ranges.length) filters.hidden = true;
+  showHistograms();
 }
 
 function range(name, label) {
-  const values = view.all(state.turn).map((n) => view.value(name, n, state.turn)).filter((value) => value !== null);
-  const ends = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 0];
-  const low = el("input", { type: "number", step: "any", placeholder: number(ends[0]), "aria-label": `${label}, at least` });
-  const high = el("input", { type: "number", step: "any", placeholder: number(ends[1]), "aria-label": `${label}, at most` });
+  const [low, high] = ["least", "most"].map((end) => el("input", { type: "number", step: "any", "aria-label": `${label}, at ${end}` }));
   const change = () => {
     const chosen = { ...state.ranges, [name]: [low.value === "" ? -Infinity : Number(low.value), high.value === "" ? Infinity : Number(high.value)] };
     if (low.value === "" && high.value === "") delete chosen[name];
     show({ ranges: chosen });
   };
   low.oninput = high.oninput = change;
-  const inputs = el("div", { className: "ends" }, low, "to", high);
-  return el("fieldset", {}, el("legend", { textContent: label }), histogram(values, ...ends), inputs);
+  const node = el("fieldset", {}, el("legend", { textContent: label }), draw("svg"), el("div", { className: "ends" }, low, "to", high));
+  node.dataset.name = name;
+  return node;
+}
+
+/** How the figures of this iteration are spread, with their ends where a range may be typed. */
+function showHistograms() {
+  for (const node of filters.querySelectorAll("fieldset")) {
+    const values = view.all(state.turn).map((n) => view.value(node.dataset.name, n, state.turn)).filter((value) => value !== null);
+    const ends = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 0];
+    node.querySelector("svg").replaceWith(histogram(values, ...ends));
+    node.querySelectorAll("input").forEach((input, n) => (input.placeholder = number(ends[n])));
+  }
 }
 
 function histogram(values, low, high) {
@@ -185,7 +196,8 @@ async function showDetail(items, at) {
   const focused = body.contains(document.activeElement) ? document.activeElement.querySelector(".number")?.textContent : null;
   body.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
   if (focused) [...body.querySelectorAll(".through button")].find((b) => b.querySelector(".number").textContent === focused)?.focus();
-  detail.scrollTop = 0;
+  if (scrolled !== state.text) detail.scrollTop = 0;
+  scrolled = state.text;
   return undefined;
 }
 

@@ -1,0 +1,83 @@
+"""This process, or several of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.util import Finalize
+from typing import Any
+
+import torch
+
+from latent_thoughts.config import Recipe
+from latent_thoughts.executors.work import Opened, Result, Told, Work
+from latent_thoughts.types import UserError
+
+
+def alone(work: Work, units: Mapping[str, float], told: Told) -> Iterator[Result]:
+    with contextlib.closing(Opened(work)) as opened:
+        for unit, size in units.items():
+            if (there := work.stage.done(unit)) is not None:
+                told(size, there)
+            yield opened(unit, told)
+
+
+def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterator[Result]:
+    """Hands units to `workers` processes, two ahead for each. Raises UserError where one is killed."""
+    workers, waiting = min(recipe.executor.workers, len(units)), iter(units)
+    context = multiprocessing.get_context("forkserver")  # it imports once what every worker of every stage needs
+    context.set_forkserver_preload([type(work).__module__])
+    numbers, threads = context.Value("i", 0), recipe.threads or max(1, (os.cpu_count() or 1) // workers)
+    start = (work, threads, numbers, torch.cuda.device_count())
+    with ProcessPoolExecutor(workers, context, _start, start) as pool:
+        try:
+            pending = {pool.submit(_do, unit) for unit in islice(waiting, 2 * workers)}
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                pending |= {pool.submit(_do, unit) for unit in islice(waiting, len(done))}
+                yield from map(Future.result, done)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed (for want of memory?): what is finished is kept; run again to go on, "
+                "with fewer executor.workers if it was memory"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_opened: Any = None  # this process's work
+
+
+def _start(work: Work, threads: int, numbers: Any, gpus: int) -> None:
+    """Sets a worker process up: with a GPU of its own as far as there are any, and with the end of its driver."""
+    global _opened
+    with numbers.get_lock():
+        number, numbers.value = numbers.value, numbers.value + 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    die_with_parent()
+    _opened = Opened(work, threads)
+    Finalize(None, _opened.close, exitpriority=10)
+
+
+def _do(unit: str) -> Result:
+    return _opened(unit)
+
+
+def die_with_parent() -> None:
+    """A worker whose driver was killed, and then the server that forked it, must not go on writing to the run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
