@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from latent_thoughts import __version__
+from latent_thoughts import __version__, places
 from latent_thoughts.types import Interrupted, UserError
 
 if TYPE_CHECKING:
     from latent_thoughts.em import Run
+
+    Anywhere = Path
+else:
+
+    class Anywhere:
+        """A path or a URL, which `places.place` makes of it: one is a Path, the other has a Path's methods."""
+
+        def __init__(self, path: str):
+            raise AssertionError("cyclopts takes the converter instead")
+
 
 app = App(
     name="latent-thoughts",
@@ -23,8 +33,13 @@ app = App(
     help="Train language models on the thoughts behind the text. Every command resumes when it is run again.",
 )
 
-Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The run folder.")]
-RecipePath = Annotated[Path, Parameter(help="A YAML recipe (see recipes/).")]
+Place = Annotated[
+    Anywhere, Parameter(converter=lambda _, tokens: places.place(tokens[0].value), accepts_keys=False, n_tokens=1)
+]
+Out = Annotated[
+    Place, Parameter(name=["--out", "-o"], help="The run folder, here or in a store (s3://, gs://, hf://).")
+]
+RecipePath = Annotated[Place, Parameter(help="A YAML recipe (see recipes/).")]
 Overrides = Annotated[list[str] | None, Parameter(help="Settings that replace the recipe's: train.lr=3e-4 ...")]
 Limit = Annotated[int | None, Parameter(help="Read at most so many documents (data.limit).")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", help="Ask the teacher without a question before.")]
@@ -100,7 +115,7 @@ def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes
 
 
 @app.command
-def prompts(folder: Annotated[Path, Parameter(help="Where they go; files that are there stay.")]) -> None:
+def prompts(folder: Annotated[Place, Parameter(help="Where they go; files that are there stay.")]) -> None:
     """Copy the built-in prompts, to change them and name them in synthesize.prompts."""
     from latent_thoughts.teachers.prompts import copy_to
 
@@ -172,7 +187,12 @@ def evaluate(
 @app.command
 def compare(
     models: Annotated[
-        list[Path], Parameter(help="Two folders or more in which something was evaluated: RUN/iter_01 ...")
+        list[Anywhere],
+        Parameter(
+            converter=lambda _, tokens: [places.place(token.value) for token in tokens],
+            accepts_keys=False,
+            help="Two folders or more in which something was evaluated: RUN/iter_01 ...",
+        ),
     ],
     /,
 ) -> None:
@@ -209,7 +229,7 @@ def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
     *,
-    json: Annotated[Path | None, Parameter(help="Write the plan to this file too.")] = None,
+    json: Annotated[Place | None, Parameter(help="Write the plan to this file too.")] = None,
 ) -> None:
     """What a run of a recipe will cost: tokens, FLOPs, hours, money and disk of every stage, before it starts."""
     from latent_thoughts.config import load_recipe
@@ -223,7 +243,7 @@ def plan(
 
 @app.command
 def report(
-    run: Annotated[Path, Parameter(help="A run folder with results.json.")],
+    run: Annotated[Place, Parameter(help="A run folder with results.json.")],
     *,
     texts: Annotated[int, Parameter(help="Chunks whose draws the page carries, at most.")] = 10_000,
 ) -> None:
@@ -237,7 +257,7 @@ def report(
 
 @app.command
 def watch(
-    run: Annotated[Path, Parameter(help="A run folder, or one that holds several.")],
+    run: Annotated[Place, Parameter(help="A run folder, or one that holds several.")],
     *,
     every: Annotated[float, Parameter(help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, Parameter(negative="", help="Look once, and end.")] = False,
@@ -252,13 +272,13 @@ def watch(
 
 @app.command
 def export(
-    run: Annotated[Path, Parameter(help="A run folder.")],
+    run: Annotated[Place, Parameter(help="A run folder.")],
     target: Annotated[str, Parameter(help="A file, a folder, or a name on the hub.")],
     *,
     format: Annotated[str, Parameter(help="jsonl, parquet, dataset (load_from_disk) or hub (push_to_hub).")] = "jsonl",
     iteration: Iteration = 0,
     stage: Annotated[
-        Path | None, Parameter(help="Another stage folder, such as RUN/baselines/wrap_cot/synthesize.")
+        Place | None, Parameter(help="Another stage folder, such as RUN/baselines/wrap_cot/synthesize.")
     ] = None,
     license: Annotated[str, Parameter(help="Of the texts, for the dataset card.")] = "unknown",
     public: Annotated[bool, Parameter(negative="", help="On the hub, for everyone to see.")] = False,
@@ -274,7 +294,7 @@ def export(
 
 @app.command
 def ask(
-    model: Annotated[Path, Parameter(help="A model folder, or a run's train stage.")],
+    model: Annotated[Place, Parameter(help="A model folder, or a run's train stage.")],
     question: str,
     *,
     seed: int = 0,
@@ -322,7 +342,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
-    except (UserError, FileNotFoundError, PermissionError) as error:
+    except (UserError, *places.errors()) as error:
         print(f"latent-thoughts: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:

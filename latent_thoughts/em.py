@@ -21,6 +21,7 @@ from latent_thoughts import examine, executors
 from latent_thoughts.config import PRESETS, Recipe, Sample, Synthesize, Train
 from latent_thoughts.config.base import parse
 from latent_thoughts.data.corpus import Source
+from latent_thoughts.places import place, relative
 from latent_thoughts.runlog import provenance, save_recipe
 from latent_thoughts.stages import evaluate as evaluating
 from latent_thoughts.stages import prepare as preparing
@@ -72,7 +73,7 @@ class Run:
         config = self.recipe.synthesize
         if method is not None and method != config.method:  # another method's prompts are its own
             config = parse(Synthesize, config.model_dump() | {"method": method, "prompts": []}, "synthesize")
-        store = Path(config.store).expanduser() if config.store else self.folder / "replies.sqlite"
+        store = place(config.store) if config.store else self.folder / "replies.sqlite"
         where = (self.prepared, self.base, ("warm_start",), self.synthesized(config.method), store)
         return synthesizing.synthesize(self.recipe, config, *where, self.approve)
 
@@ -105,7 +106,7 @@ class Run:
         for path in (f / stage for f in folders for stage in ("synthesize", "sample")):
             if (path / "manifest.json").exists():
                 there = {name.rpartition("-")[0] for name in read_manifest(path).shards}
-                found |= {f"{path.relative_to(self.folder)} {s}": Source(path, s) for s in TRAINING if s in there}
+                found |= {f"{relative(path, self.folder)} {s}": Source(path, s) for s in TRAINING if s in there}
         return found
 
 

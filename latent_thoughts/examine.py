@@ -16,10 +16,12 @@ from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.data.corpus import Source
+from latent_thoughts.places import place
 from latent_thoughts.runlog import provenance
 from latent_thoughts.stages import train as training
 from latent_thoughts.stages.evaluate import asking, fine_tuning
 from latent_thoughts.store import read_json, write_json
+from latent_thoughts.transfer import complete
 from latent_thoughts.types import UserError
 
 Results = dict[str, Any]
@@ -58,10 +60,10 @@ def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:
     """Asks the recipe's tasks of a folder, a hub name or a GGUF file. Puts a row into FOLDER/results.json."""
     if not recipe.evaluate.tasks:
         raise UserError("evaluate.tasks is empty: name the tasks to ask")
-    where = Path(model)
+    where = place(model)
     if not where.is_dir():
         where = folder / "model"
-        if not (where / "config.json").exists():
+        if not complete(where):
             plain, tokenizer = models.load_plain(recipe.model.model_copy(update={"base": model, "tokenizer": None}))
             models.save(plain, tokenizer, where)
     found = ask(recipe, where, folder)

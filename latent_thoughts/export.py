@@ -21,6 +21,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Dumper, Recipe, load_recipe
 from latent_thoughts.data import interchange, records
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.places import place
 from latent_thoughts.store import atomic, read_json, read_manifest
 from latent_thoughts.types import Manifest, UserError
 
@@ -37,9 +38,9 @@ def export(folder: Path, base: Path, recipe: Path, target: str, kind: str, licen
     """
     manifest, codec = read_manifest(folder), Codec(models.load_tokenizer(base / "model")[0])
     if kind == "jsonl":
-        return _jsonl(_rows(folder, manifest, codec), Path(target))
+        return _jsonl(_rows(folder, manifest, codec), place(target))
     if kind == "parquet":
-        return _parquet(_rows(folder, manifest, codec), Path(target))
+        return _parquet(_rows(folder, manifest, codec), place(target))
     if kind not in FORMATS:
         raise UserError(f"there is no format {kind!r} (known: {', '.join(FORMATS)})")
     return _dataset(folder, manifest, codec, load_recipe(recipe), target, kind == "hub", license, private)
@@ -85,7 +86,7 @@ def _dataset(
             made.push_to_hub(target, private=private)
             DatasetCard(text).push_to_hub(target)
         else:
-            with atomic(Path(target)) as temporary:
+            with atomic(place(target)) as temporary:
                 made.save_to_disk(str(temporary))
                 (temporary / "README.md").write_text(text, encoding="utf-8")
         return len(made)

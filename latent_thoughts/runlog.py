@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from latent_thoughts import __version__
+from latent_thoughts import __version__, places, transfer
 from latent_thoughts.config import Dumper, Model, Recipe, Train
 from latent_thoughts.store import atomic, held_run
 from latent_thoughts.types import UserError
@@ -86,7 +86,7 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"))
+            writer = SummaryWriter(str(places.bench(folder) / "tensorboard"))
 
             def write(values: dict[str, Any]) -> None:
                 for name, value in values.items():
@@ -113,15 +113,15 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
 
 class Metrics:
     """metrics.jsonl: one line a logged step, and the same to a tracker. On resume, lines from after the checkpoint
-    are dropped. Of several ranks the main one writes."""
+    are dropped. Of several ranks the main one writes. In a store they appear at every checkpoint (`sync`)."""
 
     def __init__(self, folder: Path, from_step: int, tracker: str = "none", writes: bool = True):
-        self._file = None
+        self._file, self.folder = None, folder
         if not writes:
             return
-        path, kept = folder / "metrics.jsonl", []
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+        path, kept = places.bench(folder) / "metrics.jsonl", []
+        if (known := folder / "metrics.jsonl").exists():
+            lines = known.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
         with atomic(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -134,10 +134,19 @@ class Metrics:
             self._file.flush()
             self._track(values)
 
+    def sync(self) -> None:
+        """Puts what has grown on this machine into a store."""
+        if self._file is None or not places.remote(self.folder):
+            return
+        bench = places.bench(self.folder)
+        transfer.put(bench / "metrics.jsonl", self.folder / "metrics.jsonl")
+        transfer.put_files(bench / "tensorboard", self.folder / "tensorboard")
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._end()
+            self.sync()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +221,7 @@ class Bars:
 class ProgressFile:
     """progress.json in the run folder that this process holds: how far it is, for `latent-thoughts watch`."""
 
-    EVERY = 1.0  # seconds between two writes
+    EVERY, STORED = 1.0, 20.0  # seconds between two writes, here and in a store
     RECENT = 60.0  # seconds over which the rate is taken
 
     def __init__(self, work: str, total: float, unit: str):
@@ -222,7 +231,10 @@ class ProgressFile:
 
     def write(self, done: float, figures: Mapping[str, float], last: bool) -> None:
         now = time.time()
-        if self.folder is None or (self.recent and now - self.recent[-1][0] < self.EVERY and not last):
+        if self.folder is None:
+            return
+        every = self.STORED if places.remote(self.folder) else self.EVERY
+        if self.recent and now - self.recent[-1][0] < every and not last:
             return
         self.recent.append((now, done))
         while len(self.recent) > 2 and now - self.recent[0][0] > self.RECENT:
@@ -232,6 +244,9 @@ class ProgressFile:
         rate = (done - before) / passed if passed > 0 else None
         shown = {name: value for name, value in figures.items() if math.isfinite(value)}
         value = {**self.head, "done": done, "rate": rate, "began": self.began, "time": now, "figures": shown}
+        if places.remote(self.folder):
+            places.write(self.folder / "progress.json", json.dumps(value).encode())
+            return
         # Replaced as a whole, so that no reader sees half of it; not synced, since it is written anew in a second.
         temporary = self.folder / f".progress.json.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(value), encoding="utf-8")

@@ -3,6 +3,8 @@
 A stage owns a folder. While it works, the folder holds `stage.json` (whose key it works for) and
 finished shards; `manifest.json` closes it. A folder made for another key is set aside under
 `NAME.KEY`, never reused and never destroyed, and comes back when its key is asked for again.
+
+Everything here works in an object store too (places.py): there a file is made in the cache and put as one object.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import os
 import shutil
-import uuid
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latent_thoughts import leases, places, transfer
+from latent_thoughts.places import remote
 from latent_thoughts.types import Manifest, UserError
 
 FORMAT_VERSION = 2  # raise it when the meaning of any stored file changes: old shards are not reused
@@ -39,23 +45,21 @@ def stage_key(stage: str, config: Any, inputs: dict[str, Manifest] | None = None
     return fingerprint(stage, config, {n: m.key for n, m in (inputs or {}).items()}, FORMAT_VERSION)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # process numbers recur, on machines and in time
+    """Yields a temporary path of this machine; on success it is synced and takes `path`'s place, or is put there."""
+    temporary = places.temporary(path)
+    (temporary if remote(path) else path).parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
+        if remote(path):
+            transfer.put(temporary, path)
+            return
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)
         settle(temporary, path)
     finally:
-        _remove(temporary)
+        transfer.remove(temporary)
 
 
 def settle(temporary: Path, path: Path) -> None:
@@ -64,18 +68,6 @@ def settle(temporary: Path, path: Path) -> None:
         _sync(file)
     os.replace(temporary, path)
     _sync(path.parent)
-
-
-def _unfinished(path: Path) -> bool:
-    """Whether it is what `atomic` writes to; of a process that was killed, or that is still at work."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -93,7 +85,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(places.content(path).decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); remove it to have it made again") from None
 
@@ -107,12 +99,15 @@ class Stage:
 
     def _claim(self) -> None:
         marker = self.folder / "stage.json"
-        if self.folder.exists() and any(not _unfinished(path) for path in self.folder.iterdir()):
+        note = self.folder.with_name(f".{self.folder.name}.moving.json")
+        if remote(self.folder):
+            transfer.settle(note, "manifest.json")
+        if self.folder.exists() and any(not places.unfinished(path) for path in self.folder.iterdir()):
             owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
             if owner != self.key:
-                os.replace(self.folder, _free(self._aside(owner)))
+                transfer.move(self.folder, _free(self._aside(owner)), note, "manifest.json")
         if not marker.exists() and self._aside(self.key).exists():
-            os.replace(self._aside(self.key), self.folder)
+            transfer.move(self._aside(self.key), self.folder, note, "manifest.json")
         if not marker.exists():
             write_json(marker, {"stage": self.name, "key": self.key})
 
@@ -140,7 +135,7 @@ class Stage:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a shard that this stage wrote."""
-        return pq.read_table(self.shard(name)).to_pylist()
+        return read_table(self.shard(name)).to_pylist()
 
     def done(self, name: str) -> dict[str, Any] | None:
         """The counts of a shard that is there already, else None.
@@ -150,49 +145,75 @@ class Stage:
         path = self.shard(name)
         if not path.exists():
             return None
-        known = pq.read_schema(path).metadata or {}
+        known = pq.read_schema(places.seekable(path)).metadata or {}
         return json.loads(known[b"counts"]) if known.get(b"key", b"").decode() == self.key else None
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What a manifest says of a shard."""
-        return {"rows": pq.read_metadata(self.shard(name)).num_rows, "sha256": sha256(self.shard(name))}
+        """What a manifest says of a shard, of what really lies there."""
+        content = places.content(self.shard(name))
+        rows = pq.read_metadata(io.BytesIO(content)).num_rows
+        return {"rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
 
     def close(
         self, shards: list[str], counts: dict[str, Any], described: dict[str, dict[str, Any]] | None = None
     ) -> Manifest:
         """Writes the manifest; shards that are not `described` are read for it."""
-        known = described or {}
-        described = {name: known.get(name) or self.describe(name) for name in shards}
+        known = dict(described or {})
+        unknown = [name for name in shards if name not in known]
+        with ThreadPoolExecutor(16) as pool:  # what a store is asked for many times, it is asked for at once
+            known |= zip(unknown, pool.map(self.describe, unknown), strict=True)
+        described = {name: known[name] for name in shards}
         manifest = Manifest(self.name, self.key, described, counts)
         write_json(self.folder / "manifest.json", asdict(manifest))
-        for path in filter(_unfinished, self.folder.iterdir()):  # of processes that were killed: all work is done
-            _remove(path)
+        for path in places.stale(self.folder):  # of processes that were killed: all work is done
+            transfer.remove(path)
         return manifest
 
 
 class Journal:
-    """Results kept one by one as they come: a JSON line each, by key, in a file that only grows.
+    """Results kept one by one as they come: a JSON line each, by key.
 
-    A process that is killed loses the line it was writing, and nothing else.
+    Here they are in a file that only grows, and a process that is killed loses the line it was writing. In a store,
+    where nothing grows, they are in numbered objects, and the last `FLUSH` seconds may be lost.
     """
+
+    FLUSH = 20.0
 
     def __init__(self, path: Path):
         self.path, self.known = path, dict[str, Any]()
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what has no end was cut off
+        self._waiting, self._flushed = list[bytes](), time.monotonic()
+        files = self._files()
+        self._parts = int(files[-1].name.rpartition(".")[2]) if files and remote(path) else 0
+        lines = b"".join(map(places.content, files)).split(b"\n")[:-1]  # what has no end was cut off
         for line in lines:
             key, value = json.loads(line)
             self.known[key] = value
-        with path.open("ab") as file:
-            file.truncate(sum(len(line) + 1 for line in lines))
+        if not remote(path):
+            with path.open("ab") as file:
+                file.truncate(sum(len(line) + 1 for line in lines))
+
+    def _files(self) -> list[Path]:
+        if remote(self.path):
+            return sorted(self.path.parent.glob(f"{self.path.name}.*"))
+        return [self.path] if self.path.exists() else []
 
     def add(self, key: str, value: Any) -> None:
         self.known[key] = value
-        with self.path.open("ab") as file:
-            file.write(json.dumps([key, value]).encode() + b"\n")
+        line = json.dumps([key, value]).encode() + b"\n"
+        if not remote(self.path):
+            with self.path.open("ab") as file:
+                file.write(line)
+            return
+        self._waiting.append(line)
+        if time.monotonic() - self._flushed >= self.FLUSH:
+            self._parts += 1
+            places.write(self.path.with_name(f"{self.path.name}.{self._parts:08}"), b"".join(self._waiting))
+            self._waiting, self._flushed = [], time.monotonic()
 
     def remove(self) -> None:
         """Once what it holds stands in a shard."""
-        self.path.unlink(missing_ok=True)
+        for path in self._files():
+            path.unlink()
 
 
 def _read_object(path: Path, *names: str) -> dict[str, Any]:
@@ -210,33 +231,50 @@ def _free(path: Path) -> Path:
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises UserError where the stage has not been completed."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise UserError(f"{folder} is not complete (no manifest.json): run that stage first")
-    return Manifest(**_read_object(path, "stage", "key", "shards", "counts"))
+    try:
+        return Manifest(**_read_object(folder / "manifest.json", "stage", "key", "shards", "counts"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not complete (no manifest.json): run that stage first") from None
 
 
 def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, Any]]:
-    """The rows of one shard. Raises as `read_table` does."""
-    return read_table(folder, manifest, shard).to_pylist()
+    """The rows of one shard. Raises as `checked_table` does."""
+    return checked_table(folder, manifest, shard).to_pylist()
 
 
-def read_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
+def checked_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
     """One shard. Raises UserError naming a shard that is missing or not what was written."""
     path = folder / shard
-    if not path.exists():
-        raise UserError(f"shard {path} is named by its manifest but missing: remove {folder} and run again")
-    if sha256(path) != manifest.shards[shard]["sha256"]:
+    try:
+        content = places.content(path)
+    except FileNotFoundError:
+        raise UserError(f"shard {path} is named by its manifest but missing: remove {folder} and run again") from None
+    if hashlib.sha256(content).hexdigest() != manifest.shards[shard]["sha256"]:
         raise UserError(f"shard {path} is damaged (checksum differs): remove {folder} and run again")
-    return pq.read_table(path)
+    return pq.read_table(pa.BufferReader(content))
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A shard as it is, not checked against a manifest."""
+    return pq.read_table(pa.BufferReader(places.content(path)), columns=columns)
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds a run folder for this process. The kernel lets go of it when the process dies.
+    """Holds a run folder for this process. The kernel lets go of it when the process dies; in a store a lease runs out.
 
     Raises UserError where another living process holds it.
     """
+    with leases.held(folder) if remote(folder) else _locked(folder):
+        _held.append(folder)
+        try:
+            yield
+        finally:
+            _held.remove(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -247,11 +285,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        _held.append(folder)
-        try:
-            yield
-        finally:
-            _held.remove(folder)
+        yield
 
 
 _held: list[Path] = []

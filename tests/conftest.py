@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from latent_thoughts.data.tokenizer import Controls
+from tests.s3 import Store, served
 
 VOCABULARY = 23
 CONTROLS = Controls(start=19, end=20, prior=21, posterior=22, bos=17, eos=18)
@@ -92,3 +95,24 @@ SMALL = {
 def small() -> dict[str, Any]:
     """A recipe that runs end to end in seconds."""
     return copy.deepcopy(SMALL)
+
+
+@pytest.fixture(scope="session")
+def _served() -> Iterator[Store]:
+    with served() as store:
+        yield store
+
+
+@pytest.fixture
+def s3(_served: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An S3 server on loopback, and an environment and a cache in which it is the only one."""
+    for name, value in _served.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path / "cache"))
+    return _served
+
+
+@pytest.fixture
+def bucket(s3: Store) -> Path:
+    """An empty folder of a new bucket."""
+    return s3.bucket() / "here"

@@ -1,16 +1,20 @@
 """python tests/killing.py LIST ARGUMENTS: runs `latent-thoughts ARGUMENTS`, killed once before every commit.
 
-A commit is a rename that puts a file or folder in its place (shard, checkpoint, model, manifest, results, page).
-Each attempt is a fork that ends itself by SIGKILL just before the first commit that no attempt has died at; LIST
-names those. So every stage is killed in its middle, with the work since its last commit lost.
+A commit is a rename that puts a file or folder in its place (shard, checkpoint, model, manifest, results, page), or any
+change of an object in a store. Each attempt is a fork that ends itself by SIGKILL just before the first commit that no
+attempt has died at; LIST names those. So each stage is killed in its middle, with the work since its last commit lost.
+Where KILLED_AT is set, only commits whose names it matches (a regular expression) are died at.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Imported once, before the forks.
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
@@ -21,18 +25,44 @@ from latent_thoughts.stages import report  # noqa: F401
 
 
 def attempt(deaths: Path, arguments: list[str]) -> None:
-    replace, known = os.replace, set(deaths.read_text().splitlines()) if deaths.exists() else set()
+    wanted = re.compile(os.environ.get("KILLED_AT", ""))
+    known = set(deaths.read_text().splitlines()) if deaths.exists() else set()
 
-    def fatal(source: Path, target: Path) -> None:
-        if str(target) not in known and not str(target).endswith(".svg"):  # a figure comes as PNG and SVG
+    def commit(target: str) -> None:
+        if target not in known and not target.endswith(".svg") and wanted.search(target):  # a figure is PNG and SVG
             with deaths.open("a") as file:
                 file.write(f"{target}\n")
             os.kill(os.getpid(), signal.SIGKILL)
+
+    _before_renames(commit)
+    if any(argument.startswith("s3://") for argument in arguments):
+        _before_changes(commit)
+    sys.argv[1:] = arguments
+    cli.main()
+
+
+def _before_renames(commit: Callable[[str], None]) -> None:
+    replace = os.replace
+
+    def fatal(source: Path, target: Path) -> None:
+        commit(str(target))
         replace(source, target)
 
     os.replace = fatal
-    sys.argv[1:] = arguments
-    cli.main()
+
+
+def _before_changes(commit: Callable[[str], None]) -> None:
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem._call_s3
+
+    async def fatal(self: S3FileSystem, method: str, *rest: Any, **request: Any) -> Any:
+        if method in ("put_object", "copy_object", "complete_multipart_upload", "delete_object", "delete_objects"):
+            first = request.get("Delete", {}).get("Objects", [{"Key": None}])[0]["Key"]
+            commit(f"{method} {request.get('Key', first)}")
+        return await call(self, method, *rest, **request)
+
+    S3FileSystem._call_s3 = fatal
 
 
 def main() -> int:

@@ -21,6 +21,12 @@ from latent_thoughts.types import Manifest, UserError
 SCHEMA = pa.schema([("n", pa.int64())])
 
 
+@pytest.fixture(params=["here", "s3"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of this machine, and one of a store."""
+    return tmp_path if request.param == "here" else request.getfixturevalue("bucket") / "run"
+
+
 def manifest(key: str) -> Manifest:
     return Manifest("x", key, {}, {})
 
@@ -125,27 +131,27 @@ def test_a_shard_is_complete_or_absent(tmp_path: Path) -> None:
         read_manifest(tmp_path / "s")
 
 
-def test_a_manifest_closes_the_stage_and_rows_come_back(tmp_path: Path) -> None:
-    written = complete(tmp_path / "s", "k")
-    assert read_manifest(tmp_path / "s") == written
-    assert Stage(tmp_path / "s", "x", "k").manifest == written
+def test_a_manifest_closes_the_stage_and_rows_come_back(anywhere: Path) -> None:
+    written = complete(anywhere / "s", "k")
+    assert read_manifest(anywhere / "s") == written
+    assert Stage(anywhere / "s", "x", "k").manifest == written
     assert written.shards["a.parquet"]["rows"] == 3
-    assert read_rows(tmp_path / "s", written, "a.parquet") == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert read_rows(anywhere / "s", written, "a.parquet") == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
-def test_another_keys_folder_is_set_aside_and_comes_back(tmp_path: Path) -> None:
-    first = complete(tmp_path / "s", "k" * 64)
-    assert Stage(tmp_path / "s", "x", "l" * 64).manifest is None
-    second = complete(tmp_path / "s", "l" * 64, rows=5)
-    assert Stage(tmp_path / "s", "x", "k" * 64).manifest == first
-    assert Stage(tmp_path / "s", "x", "l" * 64).manifest == second
-    assert names(tmp_path) == {"s", "s." + "k" * 12}
+def test_another_keys_folder_is_set_aside_and_comes_back(anywhere: Path) -> None:
+    first = complete(anywhere / "s", "k" * 64)
+    assert Stage(anywhere / "s", "x", "l" * 64).manifest is None
+    second = complete(anywhere / "s", "l" * 64, rows=5)
+    assert Stage(anywhere / "s", "x", "k" * 64).manifest == first
+    assert Stage(anywhere / "s", "x", "l" * 64).manifest == second
+    assert names(anywhere) == {"s", "s." + "k" * 12}
 
 
-def test_an_unfinished_folder_comes_back_with_its_shards(tmp_path: Path) -> None:
-    Stage(tmp_path / "s", "x", "k").write("a.parquet", [{"n": 1}], SCHEMA, {"done": 1})
-    Stage(tmp_path / "s", "x", "l")
-    assert Stage(tmp_path / "s", "x", "k").done("a.parquet") == {"done": 1}
+def test_an_unfinished_folder_comes_back_with_its_shards(anywhere: Path) -> None:
+    Stage(anywhere / "s", "x", "k").write("a.parquet", [{"n": 1}], SCHEMA, {"done": 1})
+    Stage(anywhere / "s", "x", "l")
+    assert Stage(anywhere / "s", "x", "k").done("a.parquet") == {"done": 1}
 
 
 def test_folders_of_unknown_origin_are_kept_every_time(tmp_path: Path) -> None:
@@ -159,33 +165,33 @@ def test_folders_of_unknown_origin_are_kept_every_time(tmp_path: Path) -> None:
     assert {path.read_text() for path in tmp_path.glob("s.*/note")} == {"one", "two"}
 
 
-def test_a_damaged_shard_and_a_missing_one_are_named(tmp_path: Path) -> None:
-    written = complete(tmp_path / "s", "k")
-    shard = tmp_path / "s" / "a.parquet"
+def test_a_damaged_shard_and_a_missing_one_are_named(anywhere: Path) -> None:
+    written = complete(anywhere / "s", "k")
+    shard = anywhere / "s" / "a.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.parquet is damaged"):
-        read_rows(tmp_path / "s", written, "a.parquet")
+        read_rows(anywhere / "s", written, "a.parquet")
     shard.unlink()
     with pytest.raises(UserError, match=r"a\.parquet is named by its manifest but missing"):
-        read_rows(tmp_path / "s", written, "a.parquet")
+        read_rows(anywhere / "s", written, "a.parquet")
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"", b"[]", b'{"stage": "x"}', b"null"])
 @pytest.mark.parametrize("name", ["stage.json", "manifest.json"])
-def test_garbage_in_a_marker_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    complete(tmp_path / "s", "k")
-    (tmp_path / "s" / name).write_bytes(content)
+def test_garbage_in_a_marker_is_named(anywhere: Path, name: str, content: bytes) -> None:
+    complete(anywhere / "s", "k")
+    (anywhere / "s" / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        _ = Stage(tmp_path / "s", "x", "k").manifest
+        _ = Stage(anywhere / "s", "x", "k").manifest
 
 
-def test_json_round_trip(tmp_path: Path) -> None:
+def test_json_round_trip(anywhere: Path) -> None:
     value = {"text": "ä 𝄞\n", "list": [1, None, 2.5]}
-    store.write_json(tmp_path / "v.json", value)
-    assert store.read_json(tmp_path / "v.json") == value
-    assert json.loads((tmp_path / "v.json").read_bytes()) == value
+    store.write_json(anywhere / "v.json", value)
+    assert store.read_json(anywhere / "v.json") == value
+    assert json.loads((anywhere / "v.json").read_bytes()) == value
 
 
 # --- the run lock
@@ -267,3 +273,21 @@ def test_a_journal_keeps_whole_lines_and_goes_on(
         if key not in again.known:
             again.add(key, value)
     assert Journal(path).known == values
+
+
+def test_a_journal_in_a_store_loses_what_was_not_put_and_goes_on(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "FLUSH", 0.0)
+    journal, values = Journal(bucket / "j.jsonl"), {f"key {n}": [n, "text\n"] for n in range(12)}
+    for key, value in list(values.items())[:10]:
+        journal.add(key, value)
+    monkeypatch.setattr(Journal, "FLUSH", 1000.0)
+    journal.add("key 10", "lost")
+    again = Journal(bucket / "j.jsonl")
+    assert again.known == dict(list(values.items())[:10])
+    monkeypatch.setattr(Journal, "FLUSH", 0.0)
+    for key in ("key 10", "key 11"):
+        again.add(key, values[key])
+    whole = Journal(bucket / "j.jsonl")
+    assert whole.known == values
+    whole.remove()
+    assert Journal(bucket / "j.jsonl").known == {} and not list(bucket.glob("j*"))

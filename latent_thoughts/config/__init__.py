@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ from latent_thoughts.config.evaluate import Evaluate
 from latent_thoughts.config.evaluate import FineTune as FineTune
 from latent_thoughts.config.executor import Executor
 from latent_thoughts.config.synthesize import Contamination, Synthesize
+from latent_thoughts.places import holds_keys
 from latent_thoughts.types import UserError
 
 
@@ -262,6 +264,15 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _without_keys(cls, values: Any) -> Any:
+        """Recipes are stored and shown."""
+        for name, text in _texts(values):
+            if holds_keys(text):
+                raise ValueError(f"{name} is a URL that holds keys: give them by environment variables")
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _empty_sections(cls, values: Any) -> Any:
         """A section whose lines are all commented out is one that is not set."""
         if not isinstance(values, dict):
@@ -289,6 +300,15 @@ class Recipe(Section):
         if any(name in overrides for name in BUDGETS):
             values = {name: value for name, value in values.items() if name not in BUDGETS}
         return parse(Train, {**values, **overrides}, where)
+
+
+def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every string, by its dotted name."""
+    if isinstance(values, str):
+        yield name, values
+    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in parts:
+        yield from _texts(value, f"{name}.{key}".lstrip("."))
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

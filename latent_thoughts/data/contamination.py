@@ -15,7 +15,7 @@ import numpy as np
 
 from latent_thoughts.config import Contamination, Data
 from latent_thoughts.data import readers
-from latent_thoughts.store import sha256
+from latent_thoughts.places import version
 
 _WORD = re.compile(r"\w+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing modulo 2**64
@@ -90,7 +90,7 @@ def key(config: Contamination) -> list[Any]:
     if not config.sets:
         return []
     paths = [path for source in config.sets.values() for path in readers.files(Data(source=source))]
-    return [config.model_dump(), [[str(path), sha256(path)] for path in paths]]
+    return [config.model_dump(), [[str(path), version(path)] for path in paths]]
 
 
 def _texts(config: Contamination, source: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from latent_thoughts.data import records
-from latent_thoughts.store import atomic, read_manifest, read_table
+from latent_thoughts.store import atomic, checked_table, read_manifest
 from latent_thoughts.types import Chunk, ThoughtDocument
 
 IDS = pa.list_(pa.int32())
@@ -154,7 +154,7 @@ def _batches(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
         manifest = read_manifest(source.folder)
         for name in manifest.shards:
             if name.startswith(f"{source.split}-"):
-                yield _columns(read_table(source.folder, manifest, name), source.weight)
+                yield _columns(checked_table(source.folder, manifest, name), source.weight)
 
 
 def _columns(table: pa.Table, weight: float) -> pa.RecordBatch:

@@ -13,6 +13,8 @@ from typing import Any
 
 from latent_thoughts.config import Data
 from latent_thoughts.data import interchange, worlds
+from latent_thoughts.places import below, matching, opened, place, remote, seekable
+from latent_thoughts.transfer import local
 from latent_thoughts.types import Document, UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
@@ -65,16 +67,16 @@ def _rows(config: Data) -> Iterator[Row | UserError]:
 
 
 def files(config: Data) -> list[Path]:
-    """The source's local files in order; none for worlds and data sets. Raises UserError where none match."""
+    """The source's files in order; none for worlds and data sets. Raises UserError where none match."""
     if config.source.partition(":")[0] in ("world", "hub", "disk"):
         return []
-    path = Path(config.source).expanduser()
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    path = place(config.source)
+    if path.is_dir() or path.is_file():
+        found = [p for p in below(path) if p == path or not p.name.startswith(".")]
+    elif remote(path):
+        found = matching(path)
     else:
-        found = (
-            [path] if path.is_file() else [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
-        )
+        found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
     if not found:
         raise UserError(f"data.source {config.source} does not exist")
     return sorted(found)
@@ -89,7 +91,7 @@ def _guess(path: Path) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[Row | UserError]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
             if not line.strip():
@@ -107,7 +109,7 @@ def _parquet(path: Path) -> Iterator[Row | UserError]:
     import pyarrow.parquet as pq
 
     try:
-        file, number = pq.ParquetFile(path), 0
+        file, number = pq.ParquetFile(seekable(path)), 0
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
@@ -132,7 +134,7 @@ def _dataset_rows(scheme: str, rest: str, split: str) -> Iterator[Row]:
         ) from None
     try:
         if scheme == "disk":
-            loaded = datasets.load_from_disk(rest)
+            loaded = datasets.load_from_disk(str(local(place(rest))))
             rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             name, _, subset = rest.partition(":")

@@ -11,6 +11,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.transfer import local
 
 
 @contextlib.contextmanager
@@ -34,5 +35,5 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
     limits["seed"] = recipe.seed % 2**31
     if recipe.engine.vllm_parallel > 1:  # processes of its own, also where it runs in an actor of Ray
         limits |= {"tensor_parallel_size": recipe.engine.vllm_parallel, "distributed_executor_backend": "mp"}
-    with contextlib.closing(VllmEngine(folder, recipe.model.dtype, longest, scorer, **limits)) as engine:
+    with contextlib.closing(VllmEngine(local(folder), recipe.model.dtype, longest, scorer, **limits)) as engine:
         yield engine

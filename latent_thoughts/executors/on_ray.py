@@ -34,6 +34,9 @@ def session(recipe: Recipe) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong for good arrives as an exception
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    address = recipe.executor.address or os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":  # nothing but the loopback interface, as Ray does by itself on laptops of other makes
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
         import ray.data
@@ -42,9 +45,8 @@ def session(recipe: Recipe) -> Any:
     if ray.is_initialized():
         return ray
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    address = recipe.executor.address or os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
+        settings |= {"include_dashboard": False, "object_store_memory": OBJECTS}
     try:
         if address not in ("local", "auto"):  # which Ray would wait a quarter of an hour for
             host, _, port = address.removeprefix("ray://").rpartition(":")

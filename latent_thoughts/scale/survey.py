@@ -15,6 +15,7 @@ from latent_thoughts.config import Recipe
 from latent_thoughts.data import chunking, readers, worlds
 from latent_thoughts.data.records import DOCUMENTS, document_row, oracle
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.places import opened, seekable
 from latent_thoughts.stages.prepare import SPLITS, split_of
 from latent_thoughts.types import ThoughtDocument, UserError
 
@@ -150,10 +151,10 @@ def _documents(recipe: Recipe) -> float:
 
 def _rows(path: Path) -> float:
     if path.suffix == ".parquet":
-        return pq.read_metadata(path).num_rows
+        return pq.read_metadata(seekable(path)).num_rows
     if path.suffix not in (".jsonl", ".ndjson"):
         return 1
-    with path.open("rb") as file:
+    with opened(path) as file:
         lines = [len(line) for line in itertools.islice(file, MOST)]
     return path.stat().st_size / float(np.mean(lines)) if lines else 0
 

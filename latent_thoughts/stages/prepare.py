@@ -22,8 +22,9 @@ from latent_thoughts.data import chunking, contamination, readers
 from latent_thoughts.data.records import DOCUMENTS, SOURCE, document_from, document_row, source_row
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.executors.work import Do, Told
+from latent_thoughts.places import below, place, version
 from latent_thoughts.runlog import track
-from latent_thoughts.store import Stage, read_json, sha256, stage_key, write_json
+from latent_thoughts.store import Stage, read_json, stage_key, write_json
 from latent_thoughts.types import Document, Manifest, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
@@ -177,18 +178,14 @@ def _world_seed(recipe: Recipe) -> int:
 def _files(recipe: Recipe) -> list[list[str]]:
     """The source's files with their hashes: a changed file is prepared anew."""
     scheme, _, rest = recipe.data.source.partition(":")
-    return _hashes(_below(Path(rest)) if scheme == "disk" else readers.files(recipe.data))
+    return _hashes(below(place(rest)) if scheme == "disk" else readers.files(recipe.data))
 
 
 def _model_files(recipe: Recipe) -> list[Path]:
     """Files of a base model and a tokenizer that are folders or files here."""
     names = [name for name in (recipe.model.base, recipe.model.tokenizer) if isinstance(name, str)]
-    return [path for name in names for path in _below(Path(name))]
-
-
-def _below(path: Path) -> list[Path]:
-    return sorted(p for p in [path, *path.rglob("*")] if p.is_file())
+    return [path for name in names for path in below(place(name))]
 
 
 def _hashes(paths: Sequence[Path]) -> list[list[str]]:
-    return [[str(path), sha256(path)] for path in paths]
+    return [[str(path), version(path)] for path in paths]

@@ -24,6 +24,7 @@ from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.executors.work import Do, Told
+from latent_thoughts.places import place
 from latent_thoughts.runlog import track
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Manifest, Posterior, ThoughtDocument, UserError
@@ -44,7 +45,7 @@ def sample(
     there already are kept. Raises UserError where sampler and scorer disagree beyond `max_gap`.
     """
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
-    raw_model = Path(config.raw_model) if config.raw_model else None
+    raw_model = place(config.raw_model) if config.raw_model else None
     if raw_model:
         inputs["raw_model"] = read_manifest(raw_model)
     temperature = config.temperature_at(iteration, recipe.em.iterations)

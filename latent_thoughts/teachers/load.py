@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from latent_thoughts import model as models
 from latent_thoughts.config.synthesize import Synthesize
-from latent_thoughts.store import fingerprint, sha256
+from latent_thoughts.places import below, place, remote, version
+from latent_thoughts.store import fingerprint
 from latent_thoughts.teachers.base import Notes, Teacher
 
 
@@ -18,9 +18,8 @@ def model_name(config: Synthesize) -> str:
     assert name is not None
     if config.teacher.kind in ("openai", "openai_batch"):
         return name
-    path = Path(models.path_of(name))
-    files = sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
-    return f"{name}@{fingerprint([sha256(file) for file in files])[:12]}" if files else name
+    files = below(place(name if remote(place(name)) else models.path_of(name)))
+    return f"{name}@{fingerprint([version(file) for file in files])[:12]}" if files else name
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 A reply is committed before anything else sees it, so that a process that is killed loses what was in flight and
 nothing more. (Commits are not synced one by one: a machine that loses power may lose the last few, never the file.)
+
+A store of replies behind a URL is worked on in the cache, and put there whole from time to time (`Replies.sync`). What
+the cache still has from a process that was killed is joined to it: replies are never wrong, they are only there or not.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ import contextlib
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
+from latent_thoughts import places, transfer
+from latent_thoughts.store import atomic
 from latent_thoughts.teachers.base import Answer, Completion, Failure
 from latent_thoughts.types import UserError
 
@@ -39,24 +44,45 @@ CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 @contextlib.contextmanager
 def opened(path: Path, stage: str) -> Iterator[Replies]:
     """The store of `path` for the stage with key `stage`. Raises UserError for a file that is no such store."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = places.bench(path) / path.name if places.remote(path) else path
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as connection:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=60)) as connection:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(_SCHEMA)
-            yield Replies(connection, stage)
+            replies = Replies(connection, stage, path)
+            try:
+                yield replies
+            finally:
+                replies.sync(at_once=True)
+        transfer.forget(path)
     except sqlite3.DatabaseError as error:
         raise UserError(f"the store of replies {path} cannot be used ({error}): move it away, or mend it") from None
 
 
 class Replies:
-    def __init__(self, connection: sqlite3.Connection, stage: str):
+    SYNCED, SHARE = 20.0, 0.1  # seconds between two copies into a store, and the share of the time they may take
+
+    def __init__(self, connection: sqlite3.Connection, stage: str, path: Path):
         self.stage, self._connection, self._sql = stage[:16], connection, connection.execute
+        self._path, self._due, self._version = path, time.monotonic() + self.SYNCED, ""
+        if self._join():  # notes are put into a store before anything is done about them: those there are right
+            self._sql("DELETE FROM notes")
+            self._sql("INSERT INTO notes SELECT * FROM other.notes")
+            self._sql("DETACH other")
         self._sql("DELETE FROM failures")
         self._failed = False  # whether anything has, in this run
-        self.notes: MutableMapping[str, str] = _Notes(connection)
+        self.notes: MutableMapping[str, str] = _Notes(connection, lambda: self.sync(at_once=True))
+
+    def _join(self) -> bool:
+        """Adds the replies in a store that did not come from here, and leaves it attached as `other`."""
+        if not places.remote(self._path) or not self._path.exists() or places.version(self._path) == self._version:
+            return False
+        self._sql("ATTACH ? AS other", (str(transfer.local(self._path)),))
+        self._sql("INSERT OR IGNORE INTO replies SELECT * FROM other.replies")
+        return True
 
     def get(self, key: str) -> Answer | None:
         """What a question brought: a reply of any run, or a failure of this one."""
@@ -84,6 +110,20 @@ class Replies:
         usage = (answer.prompt_tokens, answer.completion_tokens)
         values = (_raw(key), self.stage, self.stage, time.time(), *usage, answer.finish, text)
         self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self.sync()
+
+    def sync(self, at_once: bool = False) -> None:
+        """Puts a copy into the store that the replies belong to, where it is time, with what others put there."""
+        if not places.remote(self._path) or not (at_once or time.monotonic() >= self._due):
+            return
+        began = time.monotonic()
+        if self._join():
+            self._sql("DETACH other")
+        with atomic(self._path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as copy:
+            self._connection.backup(copy)
+        self._version = places.version(self._path)
+        now = time.monotonic()
+        self._due = now + max(self.SYNCED, (now - began) / self.SHARE)
 
     @property
     def empty(self) -> bool:
@@ -108,8 +148,8 @@ class Replies:
 
 
 class _Notes(MutableMapping[str, str]):
-    def __init__(self, connection: sqlite3.Connection):
-        self._sql = connection.execute
+    def __init__(self, connection: sqlite3.Connection, kept: Callable[[], None]):
+        self._sql, self._kept = connection.execute, kept
 
     def __getitem__(self, name: str) -> str:
         row = self._sql("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
@@ -119,9 +159,11 @@ class _Notes(MutableMapping[str, str]):
 
     def __setitem__(self, name: str, value: str) -> None:
         self._sql("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+        self._kept()
 
     def __delitem__(self, name: str) -> None:
         self._sql("DELETE FROM notes WHERE name = ?", (name,))
+        self._kept()
 
     def __iter__(self) -> Iterator[str]:
         return iter([name for (name,) in self._sql("SELECT name FROM notes ORDER BY name").fetchall()])

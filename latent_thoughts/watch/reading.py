@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import leases
+from latent_thoughts.places import remote
+
 Json = dict[str, Any]
 STAGES = ("synthesize", "sample", "train", "evaluate")
 INSIDE = ("base", "prepare", "baselines", "samples", "figures")  # of a run: no runs lie there
@@ -133,6 +136,8 @@ def _part(folder: Path) -> Part:
 def _alive(folder: Path) -> bool:
     """Whether the process that last locked the folder is there. The lock itself is not tried: for a moment that would
     keep a run from starting."""
+    if remote(folder):
+        return leases.alive(folder)
     try:
         os.kill(int((folder / ".lock").read_text()), 0)
     except PermissionError:

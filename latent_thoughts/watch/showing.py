@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from latent_thoughts.places import relative
 from latent_thoughts.watch.reading import Part, Row, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -36,7 +37,7 @@ def overview(folder: Path, states: list[State], now: float) -> Table:
     table = _table("run", "state", "stages", "now")
     for state in states:
         done = sum(part.state == "done" for part in state.parts)
-        name = str(state.folder.relative_to(folder)) if state.folder != folder else state.folder.name
+        name = relative(state.folder, folder) if state.folder != folder else state.folder.name
         doing = _doing(state) if state.working else ""
         table.add_row(Text(name), Text(state.status, STATUS[state.status]), f"{done}/{len(state.parts)}", Text(doing))
     return table
@@ -62,7 +63,7 @@ def _title(state: State, now: float) -> Text:
 
 def _doing(state: State) -> str:
     part = next((part for part in state.parts if part.state == "working"), None)
-    where = str(part.folder.relative_to(state.folder)) if part else ""
+    where = relative(part.folder, state.folder) if part else ""
     total, done = state.progress.get("total"), state.progress.get("done")
     return f"{where} {100 * done / total:.0f} %" if total and done is not None else where
 
@@ -139,7 +140,7 @@ def _loss(state: State) -> Iterator[str]:
     if not state.metrics or state.trained is None:
         return
     losses, last = [line["loss"] for line in state.metrics], state.metrics[-1]
-    where = state.trained.relative_to(state.folder)
+    where = relative(state.trained, state.folder)
     yield f"loss  {sparkline(losses)}  {plain(losses[0])} → {plain(losses[-1])}  {where}, step {last.get('step')}"
     names = {"tokens_per_second": "tokens/s", "norm": "gradient norm", "lr": "lr", "mfu": "MFU", "memory_gb": "GB"}
     shown = [f"{label} {_many(last[name])}" for name, label in names.items() if isinstance(last.get(name), int | float)]
@@ -163,7 +164,7 @@ def sparkline(values: list[float], width: int = WIDE) -> str:
 def warnings(state: State, now: float) -> Iterator[str]:
     """What a person would want to know before waiting any longer."""
     if state.diverged is not None:
-        yield f"training diverged: {state.diverged.relative_to(state.folder)}"
+        yield f"training diverged: {relative(state.diverged, state.folder)}"
     if state.working and state.sign and now - state.sign > SILENT:
         yield f"no sign of life for {since(now - state.sign)}"
     for row in state.rows:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_thoughts.attention import Span
+from latent_thoughts.attention import Lanes, Span
 from latent_thoughts.config import Engine as Limits
 from latent_thoughts.engines.base import (
     How,
@@ -101,6 +101,23 @@ def test_a_draw_depends_on_its_prompt_and_seed_alone() -> None:
     narrow = sample(narrow, asked[::-1], how(12))[::-1]
     assert [[(d.ids, d.finish) for d in row] for row in wide] == [[(d.ids, d.finish) for d in row] for row in narrow]
     assert len({d.ids for row in wide for d in row}) > 20
+
+
+def test_lanes_close_up_around_the_draws_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[dict[int, int]] = []
+    move = Lanes.move
+    monkeypatch.setattr(Lanes, "move", lambda self, to: (moved.append(dict(to)), move(self, to)))
+    asked = [
+        Sampling((SampleRequest(r.prefix, (n, n + 100)),), How(25 if n in (4, 9) else 2, -1, frozenset()))
+        for n, r in enumerate(requests())
+    ]
+    together = ask(TorchEngine(tiny("llama")), asked)
+    assert any(set(to.values()) == {0, 1} and max(to) > 1 for to in moved)  # of twelve lanes two are left
+    for (found,), request in zip(together, asked, strict=True):
+        ((alone,),) = ask(TorchEngine(tiny("llama")), [request])
+        assert [d.ids for d in found.draws] == [d.ids for d in alone.draws]
+        for draw in found.draws:
+            assert draw.logprobs == pytest.approx(plain(tiny("llama"), request.requests[0].prompt, draw.ids), abs=1e-4)
 
 
 def test_frequencies_follow_the_model() -> None:

@@ -27,7 +27,8 @@ CLOSE = 2e-2  # nats a thought of up to ten tokens and its text, fp32 in both, o
 @pytest.fixture
 def run(tmp_path: Path, small: dict[str, Any]) -> Run:
     """A warm start whose heads vLLM's CPU attention has a kernel for, and an E-step for one actor with vLLM."""
-    small["model"]["base"] |= {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    small["model"]["base"] |= sizes
     small["train"]["steps"] = 15
     small["sample"] |= {"preset": "paper", "posterior_share": 0.5}
     small["engine"] = {"kind": "vllm", "scorer": "vllm", "sequences": 16, "vllm_memory": 0.2}

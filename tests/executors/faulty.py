@@ -19,6 +19,13 @@ from latent_thoughts.types import UserError
 SCHEMA = pa.schema([("unit", pa.string())])
 
 
+def doubled(number: int) -> tuple[int, int]:
+    """Twice the number, and the process that says so."""
+    if number == 13:
+        raise UserError("13 is a mistake of the user's")
+    return 2 * number, os.getpid()
+
+
 def note(path: Path, text: str) -> None:
     """One line; a write of few bytes at the end of a file is not torn by another's."""
     with path.open("a") as file:

@@ -27,7 +27,7 @@ from latent_thoughts.stages import sample as sampling
 from latent_thoughts.store import Stage, read_manifest
 from latent_thoughts.types import UserError
 from tests.conftest import SMALL
-from tests.executors.faulty import Simple, Watched, notes
+from tests.executors.faulty import Simple, Watched, doubled, notes
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # has Ray know this machine by its loopback address alone
 ray = pytest.importorskip("ray")
@@ -103,6 +103,16 @@ def test_mistakes_and_losses_and_what_is_there_already(cluster: Any, tmp_path: P
     assert [r.counts["number"] for r in results] == list(range(12))
     later = [unit for unit, _ in notes(tmp_path / "log")[begun:]]
     assert not done & set(later) and second in later
+
+
+@pytest.mark.slow
+def test_calls_are_made_by_workers_and_come_back_in_order(cluster: Any) -> None:
+    """What evaluation asks of a model's tasks."""
+    recipe = resolve(settings(cluster))
+    found = executors.calls(recipe, doubled, [(n,) for n in range(5)])
+    assert [value for value, _ in found] == [0, 2, 4, 6, 8] and os.getpid() not in {process for _, process in found}
+    with pytest.raises(UserError, match="^13 is a mistake of the user's$"):
+        executors.calls(recipe, doubled, [(1,), (13,)])
 
 
 @pytest.fixture(scope="module")

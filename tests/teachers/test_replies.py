@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,16 @@ from hypothesis import strategies as st
 
 from latent_thoughts.store import fingerprint
 from latent_thoughts.teachers.base import Completion, Failure
-from latent_thoughts.teachers.replies import opened
+from latent_thoughts.teachers.replies import Replies, opened
 from latent_thoughts.types import UserError
 
 
 def key(n: int) -> str:
     return fingerprint(n)
+
+
+def said(n: int) -> Completion:
+    return Completion(str(n), "stop", 1, 1)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,3 +90,60 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "r.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match=r"r\.sqlite cannot be used"), opened(tmp_path / "r.sqlite", "s"):
         pass
+
+
+def test_replies_in_a_store_are_there_for_the_next_machine(
+    bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for machine in range(3):
+        monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path / f"machine {machine}"))
+        with opened(bucket / "r.sqlite", f"stage {machine}") as replies:
+            assert [replies.get(key(n)) for n in range(machine)] == [said(n) for n in range(machine)]
+            replies.put(key(machine), said(machine))
+        assert not list((tmp_path / f"machine {machine}").rglob("*.sqlite*"))  # nothing is left in the cache
+    assert [path.name for path in bucket.iterdir()] == ["r.sqlite"]
+
+
+def test_a_killed_process_loses_no_reply_of_a_store_on_its_machine(bucket: Path) -> None:
+    """What was not put there yet is in the cache; notes are put before anything else happens."""
+    with opened(bucket / "r.sqlite", "s") as replies:
+        replies.put(key(0), said(0))
+    child = """
+import os, sys
+from latent_thoughts.places import place
+from latent_thoughts.store import fingerprint
+from latent_thoughts.teachers.base import Completion
+from latent_thoughts.teachers.replies import opened
+with opened(place(sys.argv[1]), "s") as replies:
+    replies.notes["batch a"] = "1"
+    replies.put(fingerprint(1), Completion("1", "stop", 1, 1))
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", child, str(bucket / "r.sqlite")])
+    assert done.returncode == -signal.SIGKILL
+    with opened(bucket / "r.sqlite", "s") as replies:
+        assert [replies.get(key(n)) for n in range(2)] == [said(0), said(1)]
+        assert dict(replies.notes) == {"batch a": "1"}
+        del replies.notes["batch a"]
+    with opened(bucket / "r.sqlite", "s") as replies:
+        assert replies.get(key(1)) and not replies.notes
+
+
+def test_two_runs_share_a_store_of_replies_behind_a_url(
+    bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path / "one"))
+    with opened(bucket / "r.sqlite", "one") as first:
+        first.put(key(1), said(1))
+        monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path / "two"))
+        with opened(bucket / "r.sqlite", "two") as second:
+            second.put(key(2), said(2))
+    with opened(bucket / "r.sqlite", "three") as replies:
+        assert replies.get(key(1)) and replies.get(key(2))
+
+
+def test_a_reply_is_in_the_store_when_its_time_has_come(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replies, "SYNCED", 0.0)
+    with opened(bucket / "r.sqlite", "s") as replies:
+        replies.put(key(1), said(1))
+        assert (bucket / "r.sqlite").exists()

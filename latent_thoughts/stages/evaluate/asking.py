@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Benchmark, Recipe
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.engines.load import loaded_engine
+from latent_thoughts.places import version
 from latent_thoughts.runlog import provenance, track
 from latent_thoughts.stages.evaluate import repeated, statistics, tasks
 from latent_thoughts.stages.evaluate.shown import curve, markdown
-from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, sha256, stage_key, write_json
+from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, read_table, stage_key, write_json
 from latent_thoughts.types import Manifest, UserError
 
 SAMPLES = pa.schema(
@@ -121,7 +121,7 @@ def _model_key(model: Path) -> str:
     files = sorted([*model.glob("*.safetensors"), *model.glob("*.json")])
     if not files:
         raise UserError(f"{model} is not a model folder (no safetensors in it)")
-    return fingerprint([(file.name, sha256(file)) for file in files])
+    return fingerprint([(file.name, version(file)) for file in files])
 
 
 def _rows(lm: Any, benchmark: Benchmark, made: dict[str, Any], advance: Any) -> Iterator[dict[str, Any]]:
@@ -288,7 +288,7 @@ def _votes(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 def joined(benchmark: Benchmark, folders: Sequence[Path], seeds: list[int], into: Path) -> dict[str, Any]:
     """The results of one task asked of models that differ by training seed alone, as one; written to `into`."""
-    rows = [pq.read_table(folder / "samples.parquet").to_pylist() for folder in folders]
+    rows = [read_table(folder / "samples.parquet").to_pylist() for folder in folders]
     found = {**described(benchmark, seeds), "results": figures(benchmark, rows)}
     _write(into, found)
     return found

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from latent_thoughts.places import below
 from latent_thoughts.stages.evaluate import statistics
 from latent_thoughts.stages.evaluate.likelihood import NATS_PER_BIT
 from latent_thoughts.stages.evaluate.statistics import Difference
-from latent_thoughts.store import read_json
+from latent_thoughts.store import read_json, read_table
 from latent_thoughts.types import UserError
 
 LIKELIHOOD = "held-out text, bits per byte"
@@ -70,9 +70,9 @@ def load(folder: Path) -> Model:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist")
     model, seeds = Model(str(folder)), dict[Key, list[Any]]()
-    for samples in sorted(folder.rglob("samples.parquet")):
+    for samples in [path for path in below(folder) if path.name == "samples.parquet"]:
         if (samples.parent / "manifest.json").exists():
-            tuned = "fine_tune" in samples.relative_to(folder.parent).parts
+            tuned = "fine_tune" in samples.parts[len(folder.parent.parts) :]
             _add(model, seeds, read_json(samples.parent / "results.json"), samples, tuned)
     for key, found in seeds.items():
         model.grades[key] = {q: float(np.mean([g[q] for g in found])) for q in found[0]}
@@ -80,7 +80,7 @@ def load(folder: Path) -> Model:
         model.figures[key] = statistics.over_seeds(np.array([[g[q] for q in names] for g in found]))
     stage = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
     for shard in sorted(stage.glob("likelihood-*.parquet")):
-        for row in pq.read_table(shard).to_pylist():
+        for row in read_table(shard).to_pylist():
             cost = -max(dict(row["bounds"]).items())[1] / NATS_PER_BIT
             model.chunks[row["doc_id"], row["chunk_index"]] = (cost, row["bytes"])
     if not model.grades and not model.chunks:
@@ -97,7 +97,7 @@ def form_of(results: dict[str, Any]) -> str:
 def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
     """Grades of one task's folder: means over a question's samples, by budget."""
     found: dict[Key, dict[str, list[float]]] = {}
-    for row in pq.read_table(samples, columns=["question_id", "budget", "grade"]).to_pylist():
+    for row in read_table(samples, ["question_id", "budget", "grade"]).to_pylist():
         form = form_of({**results, "fine_tuned": tuned}) + ("" if row["budget"] is None else f" ≤ {row['budget']}")
         key = (results["name"], form)
         found.setdefault(key, {}).setdefault(row["question_id"], []).append(row["grade"])

@@ -8,7 +8,6 @@ What the prompts of one task have in common, its few-shot examples, is encoded o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from lm_eval import utils
@@ -23,6 +22,7 @@ from latent_thoughts.config import Model
 from latent_thoughts.data.tokenizer import Codec, Controls, controls_of
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.places import place
 from latent_thoughts.stages.evaluate.questions import Choices, Question, key_of, stems
 from latent_thoughts.store import Journal
 
@@ -57,9 +57,9 @@ class EngineLM(TemplateLM):
         super().__init__()
         if engine is None:
             assert pretrained is not None
-            model = models.load(Path(pretrained), Model(dtype=dtype))  # pyright: ignore[reportArgumentType]
+            model = models.load(place(pretrained), Model(dtype=dtype))  # pyright: ignore[reportArgumentType]
             engine, config = TorchEngine(model, Limits()), model.config
-            tokenizer = models.plain_tokenizer(Path(pretrained))
+            tokenizer = models.plain_tokenizer(place(pretrained))
         self.engine, self.tokenizer, self.config = engine, tokenizer, config
         self.bos, self.seed, self.journal, self.answered = bos, seed, journal, answered
         self.budgets, self.budget = tuple(sorted(set(budgets), reverse=True)), max(budgets)

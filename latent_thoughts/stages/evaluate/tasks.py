@@ -24,7 +24,7 @@ from typing import Any
 
 from latent_thoughts.config import Benchmark, Data
 from latent_thoughts.data import readers
-from latent_thoughts.store import sha256
+from latent_thoughts.places import place, version
 from latent_thoughts.types import UserError
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: no text has a meaning for them
@@ -199,7 +199,7 @@ def rows(benchmark: Benchmark, subject: Subject, split: str) -> list[Row]:
         source = Data(source=f"hub:{name}:{subset}", split=split)
         where = f"{name} ({split})"
     else:
-        path = Path(benchmark.data).expanduser()
+        path = place(benchmark.data)
         path = path / f"{split}.jsonl" if path.is_dir() else path
         if split != "test" and path.name != f"{split}.jsonl":
             path = path.with_name(f"{split}.jsonl")
@@ -224,9 +224,9 @@ def files_key(benchmark: Benchmark) -> list[str]:
     """Hashes of local files, for a stage's key; a hub's data set goes by its name."""
     if benchmark.data is None:
         return []
-    path = Path(benchmark.data).expanduser()
+    path = place(benchmark.data)
     found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
-    return [f"{file.name} {sha256(file)}" for file in found]
+    return [f"{file.name} {version(file)}" for file in found]
 
 
 def build(benchmark: Benchmark) -> dict[str, tuple[Subject, Any]]:

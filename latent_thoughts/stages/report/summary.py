@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from latent_thoughts.config import PRESETS
+from latent_thoughts.places import content
 from latent_thoughts.store import read_json
 from latent_thoughts.types import UserError
 
@@ -203,7 +204,7 @@ def load(folder: Path) -> Results:
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
         raise UserError(f"{path} holds no rows: it was not written by latent-thoughts")
     recipe = folder / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else ""
+    text = content(recipe).decode("utf-8", "replace") if recipe.exists() else ""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError:

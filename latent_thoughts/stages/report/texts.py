@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from latent_thoughts import weights
+from latent_thoughts.places import seekable
 from latent_thoughts.stages.report.summary import LOOPS, NAMES, Results
 from latent_thoughts.types import UserError
 
@@ -81,7 +82,7 @@ def _rows(path: Path, columns: list[str] | None = None) -> Iterator[Json]:
     if not path.exists():
         return
     try:
-        for batch in pq.ParquetFile(path).iter_batches(256, columns=columns):
+        for batch in pq.ParquetFile(seekable(path)).iter_batches(256, columns=columns):
             yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"shard {path} is damaged ({str(error).splitlines()[0]}): run that stage again") from None

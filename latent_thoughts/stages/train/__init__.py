@@ -19,13 +19,14 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from latent_thoughts import model as models
-from latent_thoughts import parallel
+from latent_thoughts import parallel, transfer
 from latent_thoughts.config import Model, Train
 from latent_thoughts.data import corpus
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
+from latent_thoughts.places import bench, remote
 from latent_thoughts.runlog import model_card, sent_to
 from latent_thoughts.stages.train import checkpoint
 from latent_thoughts.stages.train.loop import Trainer, loop
@@ -63,25 +64,29 @@ def train(
     with parallel.ranks() as ranks, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
-        failed = None
+        failed: UserError | None = None
         if ranks.main:
             try:
-                stage = Stage(folder, "train", key)
-                if stage.manifest is None:
-                    corpus.write(sources, folder / "documents.arrow")
-                    if config.held_out and held_out is not None:
-                        corpus.write([held_out], folder / "held_out.arrow")
+                Stage(folder, "train", key)
             except UserError as error:
                 failed = error
-        if ranks.any(failed is not None):  # else the others would wait for one that has given up
-            raise failed or UserError("the first of the processes could not begin")
-        if not (folder / "manifest.json").exists():
+        _all_or_none(ranks, failed)
+        work, done = bench(folder), (folder / "manifest.json").exists()
+        if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
+            try:
+                corpus.write(sources, work / "documents.arrow")
+                if config.held_out and held_out is not None:
+                    corpus.write([held_out], work / "held_out.arrow")
+            except UserError as error:
+                failed = error
+        _all_or_none(ranks, failed)
+        if not done:
             trainer = set_up(config, model_config, base, folder, seed, ranks)
             if saved := checkpoint.found(folder):
                 trainer.load(saved[-1])
             elif continue_from is not None:
                 trainer.load(continue_from / "stable", optimizer_only=True)
-            loop(trainer, folder, _first(folder / "held_out.arrow", config.held_out))
+            loop(trainer, folder, _first(work / "held_out.arrow", config.held_out))
             _export(trainer, model_config, base, folder)
             if ranks.main:
                 Stage(folder, "train", key).close([], asdict(trainer.counters))
@@ -90,8 +95,16 @@ def train(
                 path.unlink()
             for path in folder.glob("checkpoint_*"):
                 checkpoint.remove(path)
+        if ranks.first_here:
+            transfer.forget(folder)
         ranks.wait()
     return read_manifest(folder)
+
+
+def _all_or_none(ranks: Ranks, failed: UserError | None) -> None:
+    """Ends all processes where one has given up, for which the others would wait."""
+    if ranks.any(failed is not None):
+        raise failed or UserError("another of the processes could not begin")
 
 
 def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
@@ -105,7 +118,7 @@ def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
 
 def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: int, ranks: Ranks) -> Trainer:
     """A trainer at step 0, for the documents in `folder`. Raises UserError where there is nothing to train on."""
-    documents = Corpus.open(folder / "documents.arrow")
+    documents = Corpus.open(bench(folder) / "documents.arrow")
     if not (documents.weights > 0).any():
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     if config.rows % ranks.size:

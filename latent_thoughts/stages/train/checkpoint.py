@@ -1,6 +1,9 @@
 """Checkpoints: model, optimizers, averages and the loader's place, written by any number of ranks and read by any.
 
 checkpoint_000500/   a folder of torch.distributed.checkpoint, and state.json; complete or absent
+
+Here a checkpoint gets its name when it is whole. In a store `state.json` makes it whole: it is put last and goes first;
+every machine puts what its ranks wrote.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from latent_thoughts import places, transfer
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.store import read_json, settle, write_json
 
@@ -30,7 +34,12 @@ def folder_of(stage: Path, step: int) -> Path:
 
 def found(stage: Path) -> list[Path]:
     """From the first step to the last."""
-    return sorted(stage.glob("checkpoint_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    whole = (path for path in stage.glob("checkpoint_*") if there(path))
+    return sorted(whole, key=lambda path: int(path.name.rpartition("_")[2]))
+
+
+def there(path: Path) -> bool:
+    return (path / "state.json").exists()
 
 
 def best(stage: Path) -> Path | None:
@@ -43,8 +52,8 @@ def save(
     path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, averages: dict[str, Any], state: Any
 ) -> None:
     """`state` is JSON, the same on every rank."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    if ranks.main:
+    temporary = _working_name(path, ranks.machine)
+    if ranks.main or (ranks.first_here and places.remote(path)):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     ranks.wait()
@@ -53,7 +62,14 @@ def save(
     with _in_one_process():
         state_dict_saver.save(values, checkpoint_id=temporary)
     ranks.wait()
-    if ranks.main:
+    if places.remote(path):
+        if ranks.first_here:
+            transfer.put_files(temporary, path)
+            shutil.rmtree(temporary)
+        ranks.wait()
+        if ranks.main:
+            write_json(path / "state.json", state)
+    elif ranks.main:
         write_json(temporary / "state.json", state)
         shutil.rmtree(path, ignore_errors=True)
         settle(temporary, path)
@@ -62,10 +78,16 @@ def save(
 
 def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, averages: dict[str, Any]) -> Any:
     """Restores everything in place; returns the state."""
+    if ranks.first_here:  # one copy a machine
+        transfer.local(path)
+    ranks.wait()
     weights, moments = get_state_dict(model, list(optimizers))
     values = {"model": weights, "optimizers": moments, "averages": averages}
     with _in_one_process():
-        state_dict_loader.load(values, checkpoint_id=path)
+        state_dict_loader.load(values, checkpoint_id=transfer.local(path))
+    ranks.wait()
+    if ranks.first_here:
+        transfer.forget(path)
     set_state_dict(model, list(optimizers), model_state_dict=weights, optim_state_dict=moments)
     return read_json(path / "state.json")
 
@@ -87,8 +109,18 @@ def prune(stage: Path, keep: int) -> None:
 
 
 def remove(path: Path) -> None:
-    """Never half: what is being removed has no checkpoint's name."""
-    aside = path.with_name(f".{path.name}.tmp")
+    """Never half: what is being removed has no checkpoint's name, or no state."""
+    if places.remote(path):
+        transfer.remove(path, "state.json")
+        return
+    aside = _working_name(path)
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
     shutil.rmtree(aside)
+
+
+def _working_name(path: Path, machine: int = 0) -> Path:
+    """The same on every rank of a machine; here, where all see the same folder, on all machines."""
+    if places.remote(path):
+        return places.bench(path.parent) / f".{path.name}.{machine}.tmp"
+    return path.with_name(f".{path.name}.tmp")

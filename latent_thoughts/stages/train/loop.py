@@ -159,7 +159,7 @@ class Trainer:
         return total / count
 
     def save(self, path: Path, held_out_loss: float | None = None) -> None:
-        if not path.exists():  # else it holds the same
+        if not checkpoint.there(path):  # else it holds the same
             state = {"place": self.place, "counters": asdict(self.counters), "recent": list(self.recent)}
             state["held_out_loss"] = held_out_loss
             checkpoint.save(path, self.ranks, self.objective, self.optimizers, self.averages, state)
@@ -227,6 +227,7 @@ def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None
             if counters.step % config.checkpoint_steps == 0:
                 _checkpoint(trainer, folder, held_out, metrics)
             if ranks.any(stopped()):
+                metrics.sync()
                 trainer.save(checkpoint.folder_of(folder, counters.step))
                 raise Interrupted(f"training stopped at step {counters.step}")
         if held_out is not None and counters.step % config.checkpoint_steps:
@@ -238,6 +239,7 @@ def _checkpoint(trainer: Trainer, folder: Path, held_out: Corpus | None, metrics
     if held_out is not None:
         loss = trainer.held_out_loss(held_out)
         metrics.write({"step": step, "held_out_loss": loss})
+    metrics.sync()
     trainer.save(checkpoint.folder_of(folder, step), loss)
     if trainer.ranks.main:
         checkpoint.prune(folder, trainer.config.keep)

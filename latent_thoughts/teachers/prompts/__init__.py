@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from latent_thoughts.config.base import Section, parse, read_yaml_file
+from latent_thoughts.places import place
 from latent_thoughts.store import fingerprint
 from latent_thoughts.types import UserError
 
@@ -55,7 +56,7 @@ class Prompt(Section):
 
 def load(method: str, paths: Sequence[str]) -> list[Prompt]:
     """The prompts of a method, or those in the files. Raises UserError for a file that is missing or no good prompt."""
-    files = [Path(path).expanduser() for path in paths] or [FOLDER / f"{name}.yaml" for name in BUILT_IN[method]]
+    files = [place(path) for path in paths] or [FOLDER / f"{name}.yaml" for name in BUILT_IN[method]]
     return [_load(path, FIELDS[method]) for path in files]
 
 

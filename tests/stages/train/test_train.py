@@ -253,6 +253,31 @@ def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_two(
         assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_in_a_store_trains_on_two_machines_and_goes_on_with_one(
+    bucket: Path, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    """Each machine puts its part of a checkpoint; another number of processes goes on from there."""
+    small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "steps": 20, "log_steps": 1, "checkpoint_steps": 10}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(small))
+    for folder in (tmp_path / "whole", bucket):
+        made = Run(resolve(small), folder)
+        made.prepare()
+        made.synthesize()
+    whole, run = (Run(resolve(small), folder) for folder in (tmp_path / "whole", bucket))
+    whole.train_warm_start()
+    script, arguments = str(Path(__file__).with_name("stopping.py")), ["train", str(recipe), "--out", str(bucket)]
+    assert "stopped at step 12; resume with" in processes(2, [script, "12"], arguments)
+    last = checkpoint.found(run.warm_start / "train")[-1]
+    assert last.name == "checkpoint_000012"
+    assert len(list(last.glob("*.distcp"))) == 2
+    run.train_warm_start()
+    for a, b in zip(curve(whole.warm_start), curve(run.warm_start), strict=True):
+        assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    assert checkpoint.found(run.warm_start / "train") == []
+
+
 def test_the_last_checkpoints_and_the_best_are_kept(run: Run, tmp_path: Path) -> None:
     settings = {"held_out": 5, "checkpoint_steps": 5, "keep": 2}
     killed_at(run, tmp_path / "a", 28, **settings)
