@@ -4,7 +4,8 @@
     python benchmarks/report_page.py --screenshots docs/images --page runs/demo/report.html
 
 Loaded is what can be read and answers keys: from the navigation to the first text with its draws, as the page itself
-notes it. Every repeat is a new browser, without a cache. `search` is a search through all texts, `iteration` a step of the slider.
+notes it. Every repeat is a new browser, without a cache. `search` looks through all
+texts, `iteration` is a step of the slider.
 """
 
 from __future__ import annotations

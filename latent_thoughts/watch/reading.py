@@ -105,7 +105,8 @@ def status(folder: Path, sign: float = 0.0) -> str:
 
 def _rows(folder: Path, recipe: Json) -> list[Row]:
     """What the recipe wants, in the order in which it is done, and what is there besides."""
-    em = recipe.get("em") if isinstance(recipe.get("em"), dict) else {}
+    em = recipe.get("em")
+    em = em if isinstance(em, dict) else {}
     iterations, baselines = em.get("iterations") or 0, em.get("baselines") or []
     rows = [Row("warm start", _parts(folder / "iter_00", ("synthesize", "train", "evaluate")))]
     rows += [Row(f"EM {n}", _parts(folder / f"iter_{n:02}", STAGES[1:])) for n in range(1, iterations + 1)]
