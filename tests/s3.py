@@ -23,7 +23,7 @@ KINDS = ("refused 500", "refused 503", "done, but 500", "slow", "broken off")
 
 
 class Store:
-    """The server, its proxy, and what the proxy does: each request meets one with probability `share`, kinds by turns."""
+    """The server, its proxy, and what the proxy does: each request meets a fault with probability `share`, in turns."""
 
     def __init__(self, upstream: tuple[str, int]):
         self.upstream, self.share, self.slow = upstream, 0.0, 0.3
