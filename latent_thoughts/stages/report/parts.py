@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from latent_thoughts.stages.report.charts import COLOURS, INK, PALETTE, SHORT, Bars, Chart, Dots, Figure, Level
 from latent_thoughts.stages.report.curves import curves, path, series
@@ -40,18 +40,15 @@ def _cost(results: Results) -> Bars:
 def _health(results: Results) -> list[Chart]:
     method = next((m for m in reversed(LOOPS) if results.main(m)), None)
     line = path(results, method) if method else []
-    shares: list[tuple[str, str, str, Any]] = [
+    shares = [
         ("accepted", "accepted", COLOURS["em"], "-"),
         ("thought_correct_chosen", "data’s own, chosen", COLOURS["warm_start"], "-"),
         ("thought_correct_sampled", "data’s own, sampled", COLOURS["warm_start"], (0, (4, 2))),
         ("unfinished", "unfinished", COLOURS["raw_tokens"], (0, (1, 1.5))),
     ]
-    draws: list[tuple[str, str, str, Any]] = [
-        ("ess", "effective", COLOURS["em"], "-"),
-        ("distinct", "distinct", COLOURS["em_paper"], (0, (4, 2))),
-    ]
+    draws = [("ess", "effective", COLOURS["em"], "-"), ("distinct", "distinct", COLOURS["em_paper"], (0, (4, 2)))]
 
-    def chart(name: str, title: str, caption: str, parts: list[tuple[str, str, str, Any]], share: bool) -> Chart:
+    def chart(name: str, title: str, caption: str, parts: Sequence[tuple[str, str, str, object]], share: bool) -> Chart:
         found = [series(line, metric, label, colour, dash=dash) for metric, label, colour, dash in parts]
         return Chart(name, "health", title, caption, [s for s in found if s], share=share)
 
@@ -61,7 +58,7 @@ def _health(results: Results) -> list[Chart]:
     second = chart("health_draws", "Draws that count", caption, draws, False)
     if second.series:
         second.levels.append(Level("drawn (K)", INK, line[-1].samples, (0, (1, 2))))
-    gain: list[tuple[str, str, str, Any]] = [("gain_per_token", "gain", COLOURS["em"], "-")]
+    gain = [("gain_per_token", "gain", COLOURS["em"], "-")]
     caption = "How much likelier the accepted thoughts make their text, nats per token of it."
     return [first, second, chart("health_gain", "Gain of accepted thoughts", caption, gain, False)]
 
