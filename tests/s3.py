@@ -23,7 +23,7 @@ KINDS = ("refused 500", "refused 503", "done, but 500", "slow", "broken off")
 
 
 class Store:
-    """The server, its proxy, and what the proxy does: each request meets a fault with probability `share`."""
+    """The server, its proxy, and what the proxy does: each request meets a fault with probability `share`, in turns."""
 
     def __init__(self, upstream: tuple[str, int]):
         self.upstream, self.share, self.slow = upstream, 0.0, 0.3
@@ -62,7 +62,7 @@ class Store:
         with self.lock:
             if self.random.random() >= self.share:
                 return ""
-            kind = self.random.choice(KINDS)
+            kind = KINDS[self.met.total() % len(KINDS)]
             self.met[kind] += 1
             return kind
 

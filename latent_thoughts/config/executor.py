@@ -20,4 +20,4 @@ class Executor(Section):
     cpus: Amount = 1  # of an actor, and of a process that trains; may be a fraction
     gpus: Amount = 0  # the same; a fraction shares a GPU, several are for engine.vllm_parallel
     train_workers: Positive = 1  # processes that train a model together, where Ray starts them
-    retries: Annotated[int, Field(ge=0)] = 5  # of a shard or a training whose process or node was lost
+    retries: Annotated[int, Field(ge=0)] = 5  # of an actor or a training whose process or node was lost

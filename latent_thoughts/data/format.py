@@ -151,7 +151,7 @@ def draw_forms(
     return [Form.POSTERIOR if u < posterior_share else Form.PRIOR for u in rng.random(count)]
 
 
-CARRIES_LOSS = {"all": np.ones(len(Part), bool), "targets": np.isin(Part, (Part.THOUGHT, Part.TARGET, Part.EOS))}
+CARRIES_LOSS = {"all": np.ones(len(Part), bool), "targets": np.isin([*Part], (Part.THOUGHT, Part.TARGET, Part.EOS))}
 
 
 def labels(ids: np.ndarray, parts: np.ndarray, starts: Sequence[int], loss_on: str) -> np.ndarray:

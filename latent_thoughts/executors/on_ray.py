@@ -63,7 +63,7 @@ def session(recipe: Recipe) -> Any:
 def run(recipe: Recipe, work: Work, units: Sequence[str]) -> Iterator[Result]:
     """Results as they come. Ray restarts lost actors and repeats what they were at; units that are done are skipped.
 
-    Raises UserError for a worker's mistake, and where a unit is lost more than `retries` times.
+    Raises UserError for a worker's mistake, and where an actor is lost more than `retries` times.
     """
     ray, config = session(recipe), recipe.executor
     if not units:
@@ -73,7 +73,9 @@ def run(recipe: Recipe, work: Work, units: Sequence[str]) -> Iterator[Result]:
     # a task costs the driver some milliseconds, which many units share
     size = min(TOGETHER, max(1, len(units) // (config.workers * PARTS)))
     groups = [{"units": list(units[n : n + size])} for n in range(0, len(units), size)]
-    retried = {"max_restarts": -1, "max_task_retries": config.retries}
+    # what an actor was at is repeated as often as it restarts: tries while nobody knows yet that its node is gone would
+    # use a number of their own up at once
+    retried = {"max_restarts": config.retries, "max_task_retries": -1}
     found = ray.data.from_items(groups, override_num_blocks=len(groups)).map(
         Actor,
         fn_constructor_args=(work, _threads(recipe), str(Path.cwd())),

@@ -30,11 +30,11 @@ def watch(folder: Path, every: float = 1.0, once: bool = False, console: Console
     console = console or Console(highlight=False)
     states = look(folder)
     if once or not console.is_terminal or over(folder, states):
-        console.print(show(folder, states, time.time()))
+        console.print(show(folder, states, time.time(), console.width))
         return
     with Live(console=console, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
         while True:
-            live.update(show(folder, states, time.time()), refresh=True)
+            live.update(show(folder, states, time.time(), console.width), refresh=True)
             if over(folder, states):
                 return
             time.sleep(every)

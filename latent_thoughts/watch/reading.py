@@ -98,14 +98,15 @@ def read(folder: Path) -> State:
 
 def status(folder: Path, sign: float = 0.0) -> str:
     """What a folder's lock and results tell, where `sign` is when anything else in it was last written."""
-    if _changed(folder / "results.json") > max(sign, _changed(folder / ".lock")):
+    written = _changed(folder / "results.json")
+    if written and written >= max(sign, _changed(folder / ".lock")):  # equal in a store, which counts seconds
         return "finished"  # results come last; the process may live on, for another run
     return "working" if _alive(folder) else "stopped"
 
 
 def _rows(folder: Path, recipe: Json) -> list[Row]:
     """What the recipe wants, in the order in which it is done, and what is there besides."""
-    em = recipe.get("em") if isinstance(recipe.get("em"), dict) else {}
+    em: Json = found if isinstance(found := recipe.get("em"), dict) else {}
     iterations, baselines = em.get("iterations") or 0, em.get("baselines") or []
     rows = [Row("warm start", _parts(folder / "iter_00", ("synthesize", "train", "evaluate")))]
     rows += [Row(f"EM {n}", _parts(folder / f"iter_{n:02}", STAGES[1:])) for n in range(1, iterations + 1)]

@@ -25,11 +25,11 @@ STATUS = {"working": "bold green", "finished": "bold", "stopped": "bold red"}
 SILENT = 120.0  # seconds without a sign of life after which a run that works is told to be silent
 
 
-def show(folder: Path, states: list[State], now: float) -> RenderableType:
-    """One run in full; of several a line each, and in full those that work."""
+def show(folder: Path, states: list[State], now: float, width: int) -> RenderableType:
+    """One run in full; of several a line each, and in full those that work. `width` is the terminal's."""
     if len(states) == 1:
-        return run(states[0], now)
-    shown = [overview(folder, states, now), *(run(state, now) for state in states if state.working)]
+        return run(states[0], now, width)
+    shown = [overview(folder, states, now), *(run(state, now, width) for state in states if state.working)]
     return Group(*(part for n, shown_part in enumerate(shown) for part in ([Text()] if n else []) + [shown_part]))
 
 
@@ -43,11 +43,11 @@ def overview(folder: Path, states: list[State], now: float) -> Table:
     return table
 
 
-def run(state: State, now: float) -> RenderableType:
-    parts: list[RenderableType] = [_title(state, now), _models(state)]
+def run(state: State, now: float, width: int) -> RenderableType:
+    parts: list[RenderableType] = [_title(state, now), _models(state, width)]
     if state.working and state.progress:
         parts.append(_progress(state.progress))
-    parts += [Text(line) for line in _loss(state)]
+    parts += [Text(line) for line in _loss(state, min(WIDE, width // 2))]
     parts += [Text(f"! {line}", "yellow") for line in warnings(state, now)]
     if state.status == "stopped":
         parts.append(Text("Stopped: run the same command again, and it goes on from here.", "dim"))
@@ -68,18 +68,27 @@ def _doing(state: State) -> str:
     return f"{where} {100 * done / total:.0f} %" if total and done is not None else where
 
 
-def _models(state: State) -> Table:
-    """A line a model: its stages with the seconds they took, and its figures."""
+def _models(state: State, width: int) -> Table:
+    """A line a model: its stages with the seconds they took, and as many of its figures as there is room for."""
     columns = [name for name in ("synthesize", "sample", "train", "evaluate") if _any(state.rows, name)]
-    figures = [f for f in FIGURES if any(_figure(row, *f[1:3]) is not None for row in state.rows)]
     first = " ".join(f"{SIGNS[part.state][0]} {part.name}" for part in state.first)
-    table = _table(first, *columns, *(f[0] for f in figures))
-    for row in state.rows:
-        cells = [_cell(row.parts.get(name)) for name in columns]
-        values = [_figure(row, stage, name) for _, stage, name, _ in figures]
-        shown = ["" if v is None else f[3](v) for f, v in zip(figures, values, strict=True)]
-        table.add_row(Text(row.name), *cells, *shown)
+    heads = [first, *columns]
+    lines = [[Text(row.name), *(_cell(row.parts.get(name)) for name in columns)] for row in state.rows]
+    for head, stage, name, shown in FIGURES:
+        values = [_figure(row, stage, name) for row in state.rows]
+        cells = [Text("" if value is None else shown(value)) for value in values]
+        wider = [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
+        if any(cells) and _width([*heads, head], wider) <= width:
+            heads, lines = [*heads, head], wider
+    table = _table(*heads)
+    for line in lines:
+        table.add_row(*line)
     return table
+
+
+def _width(heads: list[str], lines: list[list[Text]]) -> int:
+    """Of a table with two spaces between its columns, and one at either end."""
+    return sum(max(len(head), *(len(line[n]) for line in lines)) + 2 for n, head in enumerate(heads)) + 2
 
 
 def _any(rows: list[Row], name: str) -> bool:
@@ -103,13 +112,13 @@ def plain(value: float) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
-FIGURES = [  # (head, stage, count, how it is shown)
+FIGURES = [  # (head, stage, count, how it is shown), the most telling first
     ("accuracy", "evaluate", "accuracy", percent),
-    ("bits/byte", "evaluate", "nll_bits_per_byte", plain),
     ("accepted", "sample", "accepted_share", percent),
     ("ESS", "sample", "mean_ess", plain),
     ("gain/token", "sample", "gain_per_token", plain),
     ("unfinished", "sample", "unfinished_share", percent),
+    ("bits/byte", "evaluate", "nll_bits_per_byte", plain),
 ]
 
 
@@ -135,13 +144,14 @@ def _progress(progress: dict[str, Any]) -> RenderableType:
     return Group(grid, Text(shown, "dim")) if shown else grid
 
 
-def _loss(state: State) -> Iterator[str]:
+def _loss(state: State, width: int) -> Iterator[str]:
     """The loss as a curve of blocks, with where it began and where it is."""
     if not state.metrics or state.trained is None:
         return
     losses, last = [line["loss"] for line in state.metrics], state.metrics[-1]
     where = relative(state.trained, state.folder)
-    yield f"loss  {sparkline(losses)}  {plain(losses[0])} → {plain(losses[-1])}  {where}, step {last.get('step')}"
+    fell = f"{plain(losses[0])} → {plain(losses[-1])}"
+    yield f"loss  {sparkline(losses, width)}  {fell}  {where}, step {last.get('step')}"
     names = {"tokens_per_second": "tokens/s", "norm": "gradient norm", "lr": "lr", "mfu": "MFU", "memory_gb": "GB"}
     shown = [f"{label} {_many(last[name])}" for name, label in names.items() if isinstance(last.get(name), int | float)]
     if shown:

@@ -184,9 +184,11 @@ def test_a_node_is_removed(warm: tuple[Run, Path], cluster: Any, tmp_path: Path,
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     thread = strike_when(tmp_path, random.Random(time_of_death).randrange(3, 36), strike)
-    sampled(warm, tmp_path / "sample")
-    thread.join()
-    cluster.add_node(**NODE)
+    try:
+        sampled(warm, tmp_path / "sample")
+    finally:
+        thread.join()
+        cluster.add_node(**NODE)
     whole(warm, tmp_path / "sample", 3)
 
 

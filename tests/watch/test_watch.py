@@ -67,7 +67,7 @@ def run(tmp_path: Path) -> Path:
 def shown(folder: Path, width: int = 120) -> str:
     """What the terminal shows, without spaces at the lines' ends."""
     console = Console(file=io.StringIO(), width=width, record=True)
-    console.print(show(folder, [read(found) for found in find(folder)], time.time()))
+    console.print(show(folder, [read(found) for found in find(folder)], time.time(), width))
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
@@ -75,9 +75,9 @@ def test_a_run_that_works(run: Path) -> None:
     said = shown(run)
     assert "working  last sign 0 s ago" in said.replace("\n", "")
     table = [line.split() for line in said.splitlines()]
-    assert ["✓", "base", "✓", "prepare", "synthesize", "sample", "train", "evaluate", "accuracy", "bits/byte",
-            "accepted", "ESS", "gain/token", "unfinished"] in table  # fmt: skip
-    assert ["warm", "start", "✓", "✓", "3:05", "✓", "12", "s", "40.0", "%", "1.23"] in table
+    assert ["✓", "base", "✓", "prepare", "synthesize", "sample", "train", "evaluate", "accuracy", "accepted",
+            "ESS", "gain/token", "unfinished", "bits/byte"] in table  # fmt: skip
+    assert ["warm", "start", "✓", "✓", "3:05", "✓", "12", "s", "40.0", "%", "1.23"] in table  # bits a byte
     assert ["EM", "1", "✓", "1:02", "▸", "·", "61.0", "%", "3.2", "0.42", "2.0", "%"] in table
     assert ["EM", "2", "·", "·", "·"] in table
     assert ["raw_tokens", "·", "·"] in table
@@ -85,6 +85,16 @@ def test_a_run_that_works(run: Path) -> None:
     assert "2 → 0.05  iter_01/train, step 400" in said  # the line that is half written is not there yet
     assert "gradient norm 0.8" in said and "tokens/s 12,300" in said
     assert "Stopped" not in said
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_narrow_terminals_leave_figures_out_and_cut_none(run: Path, width: int) -> None:
+    lines = shown(run, width).splitlines()
+    table = [line for line in lines if "synthesize" in line or line.strip().startswith(("EM", "warm", "raw_"))]
+    assert len(table) == 5
+    assert not any("…" in line for line in table)
+    assert ("accuracy" in table[0]) == (width > 60)
+    assert ("bits/byte" in table[0]) == (width > 100)
 
 
 def test_a_run_that_died_says_how_to_go_on(run: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from latent_thoughts.stages.report.charts import COLOURS, INK, PALETTE, SHORT, Bars, Chart, Dots, Figure, Level
 from latent_thoughts.stages.report.curves import curves, path, series
 from latent_thoughts.stages.report.summary import LOOPS, Results
@@ -46,7 +48,7 @@ def _health(results: Results) -> list[Chart]:
     ]
     draws = [("ess", "effective", COLOURS["em"], "-"), ("distinct", "distinct", COLOURS["em_paper"], (0, (4, 2)))]
 
-    def chart(name: str, title: str, caption: str, parts: list[tuple[str, str, str, object]], share: bool) -> Chart:
+    def chart(name: str, title: str, caption: str, parts: Sequence[tuple[str, str, str, object]], share: bool) -> Chart:
         found = [series(line, metric, label, colour, dash=dash) for metric, label, colour, dash in parts]
         return Chart(name, "health", title, caption, [s for s in found if s], share=share)
 

@@ -20,6 +20,7 @@ from latent_thoughts.types import UserError
 
 Row = dict[str, Any]
 
+LONGEST = 60  # characters of a method's name
 LOOPS = ("em_paper", "em")  # methods with iterations
 NAMES = {
     "raw_tokens": "Raw text, same raw tokens",
@@ -91,7 +92,9 @@ class Line:
 
     @property
     def name(self) -> str:
-        return NAMES.get(self.method, self.method)
+        """For a reader; a method that is not ours may be called by a path, of which the end says most."""
+        name = NAMES.get(self.method, self.method)
+        return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
 
     def mean(self, name: str) -> Mean | None:
         """Over seeds. The accuracy of a single seed has the binomial error of its answers."""

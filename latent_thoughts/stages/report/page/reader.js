@@ -244,7 +244,8 @@ function begin() {
   help.append(el("h3", { textContent: "Keys" }), el("dl", {}, keys), close);
   const legend = el("p", { className: "legend" }, tint(el("i"), -FULL), tint(el("i"), -FULL / 8), el("i"), tint(el("i"), FULL / 8), tint(el("i"), FULL), el("span", { textContent: "colour: gain, nats a token of the text, from −0.6 to +0.6" }));
   root.append(tabs, tools, filters, el("div", { className: "panes" }, list.node, detail), legend, help);
-  open({ view: there }).then(() => root.setAttribute("data-ready", ""));
+  // when it could be read: milliseconds from the beginning of the page
+  open({ view: there }).then(() => root.setAttribute("data-ready", performance.now().toFixed(1)));
 }
 
 begin();
