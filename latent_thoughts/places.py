@@ -25,9 +25,10 @@ from latent_thoughts.types import UserError
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+:]+)://(.*)", re.DOTALL)  # with colons: disk:s3
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # by protocol: which extra brings its library
-# Listings are never cached: other processes write too. Retries (500, 503, time-outs) are botocore's, and gcsfs's own.
+# Listings are never cached: other processes write too. Retries (500, 503, time-outs) are botocore's, and gcsfs's own;
+# not `adaptive` ones, which after one 503 hold a client that had little to ask to that little (docs/log.md).
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"use_listings_cache": False, "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 10}}},
+    "s3": {"use_listings_cache": False, "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}}},
     "gs": {"use_listings_cache": False},
 }
 _SECRETS = re.compile(r"[?&][^=&]*(key|secret|token|signature|credential|password)[^=&]*=", re.IGNORECASE)

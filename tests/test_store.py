@@ -180,11 +180,11 @@ def test_a_damaged_shard_and_a_missing_one_are_named(anywhere: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"", b"[]", b'{"stage": "x"}', b"null"])
 @pytest.mark.parametrize("name", ["stage.json", "manifest.json"])
-def test_garbage_in_a_marker_is_named(anywhere: Path, name: str, content: bytes) -> None:
-    complete(anywhere / "s", "k")
-    (anywhere / "s" / name).write_bytes(content)
+def test_garbage_in_a_marker_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    complete(tmp_path / "s", "k")
+    (tmp_path / "s" / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        _ = Stage(anywhere / "s", "x", "k").manifest
+        _ = Stage(tmp_path / "s", "x", "k").manifest
 
 
 def test_json_round_trip(anywhere: Path) -> None:

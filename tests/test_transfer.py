@@ -127,7 +127,7 @@ def test_a_move_that_ends_anywhere_is_finished_by_whoever_comes_next(
     """Nothing is lost on the way, and what makes a folder complete is never there without the rest."""
     from s3fs import S3FileSystem
 
-    files = {"a": b"1", "b/c": b"2", "manifest.json": b"m"}
+    files = {"b/c": b"2", "manifest.json": b"m"}
     ended = steps = 0
     while ended == steps:
         root = s3.bucket()
@@ -147,7 +147,7 @@ def test_a_move_that_ends_anywhere_is_finished_by_whoever_comes_next(
         if steps:  # else it had not begun
             assert held(root) == {f"s.key/{name}": data for name, data in files.items()}
         steps += 1
-    assert steps >= 7
+    assert steps >= 6
 
 
 def test_faults_of_the_store_change_nothing(s3: Store, bucket: Path, tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_faults_of_the_store_change_nothing(s3: Store, bucket: Path, tmp_path: P
         transfer.move(bucket / "one", bucket / "two", bucket / "note", "listing.json")
         copy = transfer.local(bucket / "two")
     assert held(copy) == held(made)
-    assert len(met) >= 4, met
+    assert met.total() >= 5, met

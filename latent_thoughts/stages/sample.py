@@ -110,7 +110,7 @@ class Shards:
         worker = Worker(self.config, self.seeds, controls, Codec(tokenizer), self.temperature)
         engine = stack.enter_context(loaded_engine(self.recipe, self.model / "model"))
         if self.config.raw_model:
-            worker.raw = stack.enter_context(loaded_engine(self.recipe, Path(self.config.raw_model) / "model"))
+            worker.raw = stack.enter_context(loaded_engine(self.recipe, place(self.config.raw_model) / "model"))
         worker.overlap = contamination.load(self.recipe.contamination)
         worker.remove = self.recipe.contamination.remove
         manifest = read_manifest(self.prepared)
