@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from latent_thoughts.data.tokenizer import Controls
 from tests.s3 import Store, served
 
+settings.register_profile("untimed", deadline=None)  # tests never assert on time
+settings.load_profile("untimed")
 VOCABULARY = 23
 CONTROLS = Controls(start=19, end=20, prior=21, posterior=22, bos=17, eos=18)
 

@@ -52,7 +52,7 @@ class OpenAITeacher:
                     task.add_done_callback(answered.put_nowait)
                 if not under_way:
                     return
-                task = self.loop.run_until_complete(answered.get()) if answered.empty() else answered.get_nowait()
+                task = self.loop.run_until_complete(answered.get())  # in which what was just asked is sent
                 yield task.result()
                 under_way.remove(task)
         finally:  # whoever asked has stopped listening
