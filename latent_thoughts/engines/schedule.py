@@ -1,72 +1,23 @@
-"""Which spans and draws share the next pass: keeps the batch full while jobs come and go."""
+"""Which spans share the next pass, and whose turn it is: keeps the batch full while jobs come and go."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from latent_thoughts import attention
-from latent_thoughts.attention import Lanes, Path, Span
+from latent_thoughts.attention import Path, Span
 from latent_thoughts.config import Engine as Limits
-from latent_thoughts.engines.base import How, Ids, Job, Request, Sampled, SampleRequest, Sampling, uniforms
+from latent_thoughts.engines.base import How, Ids, Sampled, SampleRequest, Sampling, uniforms
+from latent_thoughts.engines.drawing import Drawing, Lane
 from latent_thoughts.engines.passes import Growing, Item, Passes
+from latent_thoughts.engines.work import Work
 from latent_thoughts.types import Draw
 
 ALIKE = 16  # a prefix shorter than this is cheaper encoded again for each continuation than kept
-
-
-@dataclass(slots=True)
-class Lane:
-    """Draws behind one prompt, waiting for a place or growing. The path begins with its job's stem, `trunk`."""
-
-    path: Path
-    trunk: Path
-    logits_V: torch.Tensor
-    draws: list[Growing]
-
-
-@dataclass(slots=True)
-class Work:
-    """A job under way: its encoded context and prompts, the request in hand, and its answers so far."""
-
-    index: int
-    job: Job
-    request: Request
-    path: Path = ()
-    prompts: dict[Ids, Path] = field(default_factory=dict)
-    answers: list[Any] = field(default_factory=list)
-    open: int = 0  # answers that are missing
-    drawing: int = 0  # draws that are not finished
-    result: Any = None
-    over: bool = False
-    told: bool = False  # the result has been handed out
-
-    def prompt(self) -> int:
-        """Positions of the longest prompt or prefix of the request in hand, with the context, behind the stem."""
-        requests = self.request.requests
-        longest = max((len(r.prompt if isinstance(r, SampleRequest) else r.prefix) for r in requests), default=0)
-        return len(self.job.context) + longest
-
-    def size(self) -> int:
-        """Positions of the longest sequence, about: jobs of like size run together."""
-        if isinstance(self.request, Sampling):
-            return self.prompt() + self.request.how.max_tokens
-        return self.prompt() + max((len(c) for r in self.request.requests for c in r.continuations), default=0)
-
-    def draws(self) -> list[int]:
-        """Draws asked for, a request."""
-        return [len(r.seeds) for r in self.request.requests] if isinstance(self.request, Sampling) else []
-
-    def held(self) -> int:
-        """Positions kept besides the lanes: the context and the prompts."""
-        requests = self.request.requests
-        prompts = sum(len(r.prompt if isinstance(r, SampleRequest) else r.prefix) for r in requests)
-        return len(self.job.context) + prompts
 
 
 class Schedule:
@@ -83,11 +34,8 @@ class Schedule:
         self.todo = deque(todo)
         self.items: deque[Item] = deque()  # to encode
         self.scores: deque[Item] = deque()  # to encode when there is enough for a pass, or nothing else to do
-        self.queue: deque[Lane] = deque()  # prompts whose draws wait for a lane
-        self.growing: dict[tuple[int, int], Growing] = {}  # by lane and place in it
         self.active: list[Work] = []
-        self.lanes: Lanes | None = None
-        self.free: list[int] = []
+        self.drawing = Drawing(passes, limits)
         self.stems: dict[Ids, Path] = {}
         self.waiting: dict[Ids, list[Work]] = {}  # for their stem
         self.users = Counter(work.job.stem for work in todo if not work.over)
@@ -97,11 +45,11 @@ class Schedule:
             self._admit()
             if self.items:
                 self._encode(self.items)
-            elif self.scores and (not self.growing or self._a_pass(self.scores)):
+            elif self.scores and (not self.drawing.growing or self._a_pass(self.scores)):
                 self._encode(self.scores)
-            elif self.growing:
-                self._grow()
-            self._fill()
+            elif self.drawing.growing:
+                self.drawing.grow()
+            self.drawing.fill(self._samplings)
             for work in [w for w in self.active if w.over]:
                 self.active.remove(work)
                 work.told = True
@@ -121,6 +69,12 @@ class Schedule:
                 break
             self.active.append(self.todo.popleft())
             self._stem(work)
+
+    def _samplings(self, trunk: Path) -> Iterator[Work]:
+        """Jobs that want draws behind a trunk."""
+        for work in (*self.active, *self.todo):
+            if isinstance(work.request, Sampling) and self.stems.get(work.job.stem, ()) is trunk:
+                yield work
 
     def _stem(self, work: Work) -> None:
         """Encodes the job's stem, unless it is there or on its way, and then the job's context."""
@@ -246,7 +200,7 @@ class Schedule:
             for k in range(0, len(growing), self.limits.sequences):
                 assert logits_V is not None
                 trunk = self.stems.get(work.job.stem, ())
-                self.queue.append(Lane(path, trunk, logits_V, growing[k : k + self.limits.sequences]))
+                self.drawing.queue.append(Lane(path, trunk, logits_V, growing[k : k + self.limits.sequences]))
 
         targets = r.prompt[start:stop]
         prompt = Item(work.path, r.prompt, True, _nothing, max(0, start - 1), targets, next=bool(r.seeds))
@@ -293,72 +247,6 @@ class Schedule:
             # The last token is predicted, not fed.
             span = Item(path, (*prefix, *ids[:-1]), False, _nothing, len(prefix) - 1, ids, temperatures)
             self._add(self.scores, span, lambda _, values, __, k=k: done(k, values))
-
-    # Drawing
-
-    def _fill(self) -> None:
-        """Draws the first tokens of waiting prompts and gives the draws lanes."""
-        starting: list[Lane] = []
-        while self.queue and self._room(self.queue[0], starting):
-            starting.append(self.queue.popleft())
-        if not starting:
-            return
-        draws = [d for lane in starting for d in lane.draws]
-        logits_NV = torch.cat([lane.logits_V.expand(len(lane.draws), -1) for lane in starting])
-        goes_on = dict(zip(map(id, draws), self.passes.draw(logits_NV, draws), strict=True))
-        for lane in starting:
-            if going := [d for d in lane.draws if goes_on[id(d)]]:
-                assert self.lanes is not None
-                at = self.free.pop()
-                self.lanes.fill(at, lane.path)
-                self.growing.update({(at, r): d for r, d in enumerate(going)})
-
-    def _room(self, lane: Lane, starting: Sequence[Lane]) -> bool:
-        """Whether the draws may start now, beside others that do. Makes the lanes, anew where they are too narrow."""
-        shared = attention.length(lane.path) - attention.length(lane.trunk)
-        draws, own, lanes = len(lane.draws), max(1, lane.draws[0].how.max_tokens), self.lanes
-        narrow = lanes is not None and (shared > lanes.shared or own > lanes.own or draws > lanes.draws)
-        if lanes is None or narrow or lane.trunk is not lanes.trunk:
-            if self.growing or starting:
-                return False
-            self._make_lanes(lane.trunk, shared, draws, own)
-        busy = len(self.growing) + sum(len(other.draws) for other in starting)
-        return len(self.free) > len(starting) and (not busy or busy + draws <= self.limits.sequences)
-
-    def _make_lanes(self, trunk: Path, shared: int, draws: int, own: int) -> None:
-        """As wide as the requests in sight behind that trunk need, as many as sequences and positions allow."""
-        wanted = 0
-        for work in (*self.active, *self.todo):
-            if isinstance(work.request, Sampling) and self.stems.get(work.job.stem, ()) is trunk:
-                shared, own = max(shared, work.prompt()), max(own, work.request.how.max_tokens)
-                draws, wanted = max([draws, *work.draws()]), wanted + len(work.draws())
-        draws = min(draws, self.limits.sequences)
-        enough = -(-self.limits.sequences // draws) + 1
-        room = self.limits.tokens - attention.length(trunk)
-        count = min(room // (shared + draws * own), enough, max(1, wanted))
-        self.lanes = Lanes(max(1, count), draws, shared, own, self.passes.device, trunk)
-        self.free = list(range(self.lanes.lanes))[::-1]  # the first comes last, and is taken first
-
-    def _grow(self) -> None:
-        """One token for every draw that has a place."""
-        assert self.lanes is not None
-        places, draws = list(self.growing), list(self.growing.values())
-        logits_NV = self.passes.grow(self.lanes, places, draws)
-        for place, goes in zip(places, self.passes.draw(logits_NV, draws), strict=True):
-            if not goes:
-                del self.growing[place]
-        live = sorted({lane for lane, _ in self.growing})
-        if not self.queue and 2 * len(live) <= max(lane for lane, _ in places) + 1:
-            live = self._close_up(live)
-        self.free = sorted(set(range(self.lanes.lanes)).difference(live), reverse=True)
-
-    def _close_up(self, live: Sequence[int]) -> list[int]:
-        """Moves lanes whose draws still grow to the front: a pass reads all up to the last. Returns them."""
-        assert self.lanes is not None
-        to = {lane: n for n, lane in enumerate(live)}
-        self.lanes.move(to)
-        self.growing = {(to[lane], row): draw for (lane, row), draw in self.growing.items()}
-        return list(to.values())
 
 
 def _nothing(*_: Any) -> None:

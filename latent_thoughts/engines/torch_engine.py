@@ -15,7 +15,8 @@ import torch
 from latent_thoughts.config import Engine as Limits
 from latent_thoughts.engines.base import Job
 from latent_thoughts.engines.passes import Passes
-from latent_thoughts.engines.schedule import Schedule, Work
+from latent_thoughts.engines.schedule import Schedule
+from latent_thoughts.engines.work import Work
 from latent_thoughts.types import UserError
 
 
