@@ -2,8 +2,8 @@
 
     latent-thoughts synthesize recipe.yaml --out RUN [--yes]
 
-Method `oracle` takes the thoughts that come with the data (a built-in world's, or `data.thought`), and paraphrases under
-`teacher.kind: data` are those that come with it; all else a teacher is asked. Every reply goes into the store first;
+Method `oracle` takes the thoughts that come with the data (a built-in world's, or `data.thought`); paraphrases under
+`teacher.kind: data` come with it too; all else a teacher is asked. Every reply goes into the store first;
 shards are written from the store alone.
 """
 
