@@ -13,6 +13,7 @@ from torch.nn import functional
 from latent_thoughts.attention.rule import Rule, softmax
 
 BLOCK = 64  # new tokens that attend at a time, where torch has no good kernel
+PADDED = 2**24  # bytes of keys (and of values again) that a group of items holds padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Group:
         index = torch.where(within, starts[:, None] + torch.arange(self.T), starts[:, None])
         self.rows = index[within].to(device)  # the new tokens in this group's order
         self.index, self.flat = index.flatten().to(device), within.flatten().nonzero()[:, 0].to(device)
-        self.past = _padded(paths, self.L) if self.L else None
+        self.paths, self.past, self.layers = paths, None, range(0)  # whose past is at hand
         self.masks: dict[int | None, torch.Tensor | None] = {}
 
     def attend(
@@ -104,8 +105,8 @@ class Group:
         q, k, v = (
             x.index_select(1, self.index).unflatten(1, (-1, self.T)).transpose(0, 1) for x in (q_HND, k_JND, v_JND)
         )
-        if self.past is not None:
-            k, v = (torch.cat([past[layer], new], 2) for past, new in zip(self.past, (k, v), strict=True))
+        if self.L:
+            k, v = (torch.cat([past, new], 2) for past, new in zip(self._past(layer), (k, v), strict=True))
         mask = self._mask(rule.window)
         # torch's kernel for CPUs is slow in half precision (docs/log.md)
         slow = q.device.type == "cpu" and q.dtype != torch.float32 and not torch.is_grad_enabled()
@@ -116,6 +117,18 @@ class Group:
                 q, k, v, mask, rule.dropout, is_causal=mask is None, scale=rule.scaling, enable_gqa=True
             )
         return out.transpose(0, 1).flatten(1, 2).index_select(1, self.flat)
+
+    def _past(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the paths, (B, J, L, D) each. They are padded for some layers at a time: all of them at
+        once would be a pass's largest part, and a peak of memory whenever many items come together."""
+        if layer not in self.layers:
+            whole = next(path[0] for path in self.paths if path).keys
+            layers, heads, _, width = whole.shape
+            size = len(self.paths) * heads * self.L * width * whole.element_size()
+            self.layers = range(layer, min(layers, layer + max(1, PADDED // size)))
+            self.past = _padded(self.paths, self.L, slice(layer, self.layers.stop))
+        assert self.past is not None
+        return self.past[0][layer - self.layers.start], self.past[1][layer - self.layers.start]
 
     def _by_blocks(self, q: Any, k: Any, v: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
         """Attention in plain products, a block of new tokens at a time, to the keys that the block may see."""
@@ -159,17 +172,17 @@ class Group:
         return seen[:, None]
 
 
-def _padded(paths: Sequence[Path], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of paths, (layers, B, J, L, D) each."""
+def _padded(paths: Sequence[Path], longest: int, of: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of paths in some layers, (layers, B, J, L, D) each."""
     first = next(path[0] for path in paths if path)
     padded = []
     for part in ("keys", "values"):
-        layers, heads, _, width = getattr(first, part).shape
+        layers, heads, _, width = getattr(first, part)[of].shape
         made = getattr(first, part).new_zeros(layers, len(paths), heads, longest, width)
         for n, path in enumerate(paths):
             start = 0
             for span in path:
-                made[:, n, :, start : start + len(span)] = getattr(span, part)
+                made[:, n, :, start : start + len(span)] = getattr(span, part)[of]
                 start += len(span)
         padded.append(made)
     return padded[0], padded[1]
