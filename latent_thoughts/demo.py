@@ -12,18 +12,10 @@ from typing import Any
 
 from latent_thoughts import runlog
 from latent_thoughts.config import Recipe, load_recipe, parse
+from latent_thoughts.config.base import recipe_path
 from latent_thoughts.stages.report import report
 from latent_thoughts.store import read_json, run_lock, write_json
 from latent_thoughts.types import UserError
-
-
-def recipe_path(name: str) -> Path:
-    """A recipe that comes with the package, or with its source tree."""
-    here = Path(__file__).parent
-    for folder in (here / "recipes", here.parent / "recipes"):
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f"recipe {name} did not come with this installation")
 
 
 def demo(out: Path, seeds: list[int], samples: list[int], overrides: list[str]) -> None:

@@ -247,6 +247,8 @@ class Plan(Section):
 
 
 class Recipe(Section):
+    """Everything a run depends on."""
+
     seed: Seed = 0
     threads: Positive | None = None  # of one process; default: torch's own choice
     executor: Executor = Executor()
