@@ -93,7 +93,8 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     attention: str = "sdpa"
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run the code that a model brings: read it first
+    allow_pickle: bool = False  # load weights that are no safetensors, by torch's reader for weights alone
 
 
 class Engine(Section):
