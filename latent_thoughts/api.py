@@ -22,7 +22,7 @@ from latent_thoughts import ask, em, weights
 from latent_thoughts import model as models
 from latent_thoughts.config import Chunking, Data, Model, Recipe, Sample
 from latent_thoughts.config import load_recipe as _load_recipe
-from latent_thoughts.config.base import parse, recipe_path
+from latent_thoughts.config.base import parse
 from latent_thoughts.data import readers, records
 from latent_thoughts.data.chunking import chunked
 from latent_thoughts.data.tokenizer import Codec
@@ -30,6 +30,7 @@ from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.places import place
 from latent_thoughts.runlog import save_recipe
+from latent_thoughts.seeds import recipe_path
 from latent_thoughts.store import run_lock
 from latent_thoughts.types import (
     Document,

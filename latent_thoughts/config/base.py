@@ -48,18 +48,6 @@ def read_yaml_file(path: Path, what: str) -> Any:
         raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def recipe_path(name: str) -> Path:
-    """A recipe that comes with the package, or with its source tree: `castle.yaml`, `paper/bootstrap.yaml`, ...
-
-    Raises UserError where there is none of that name.
-    """
-    package = Path(__file__).parent.parent
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f"recipe {name} did not come with this installation")
-
-
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
