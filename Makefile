@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-browser test-ray test-vllm check gsm8k clean
+.PHONY: demo test test-browser test-ray test-vllm check docs lock gsm8k clean
 
 demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
@@ -28,6 +28,13 @@ check: .venv/dev.stamp
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+docs: .venv/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+# Versions that the tests were last run with; torch and what it brings depend on the machine, and are left out.
+lock: .venv/dev.stamp
+	$(BIN)/pip freeze --exclude-editable --exclude torch | grep -v -e '^nvidia-' -e '^triton' -e ' @ ' > requirements-dev.lock
+
 gsm8k: .venv/gsm8k.stamp
 	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml $(SET) --out runs/gsm8k
 
@@ -45,6 +52,10 @@ gsm8k: .venv/gsm8k.stamp
 .venv/dev.stamp: pyproject.toml .venv/torch.stamp
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+.venv/docs.stamp: pyproject.toml .venv/dev.stamp
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
 
 # A Chromium that is there, Debian's package for root, or else Playwright's own.
 .venv/browser.stamp: .venv/dev.stamp
