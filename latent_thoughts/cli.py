@@ -30,6 +30,7 @@ else:
 app = App(
     name="latent-thoughts",
     version=__version__,
+    help_format="plaintext",  # markdown would load a parser first
     help="Train language models on the thoughts behind the text. Every command resumes when it is run again.",
 )
 

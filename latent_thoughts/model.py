@@ -127,14 +127,14 @@ def outline(config: Model, vocabulary: int) -> Any:
                 **_where(config, without_weights), trust_remote_code=config.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the config of {config.base}: {_first_line(error)}; set plan.model") from None
+            raise _told(config.base, error, f"cannot load the config of {config.base}", "; set plan.model") from None
         return AutoModelForCausalLM.from_config(found)
 
 
 def _load_pretrained(config: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
-    where: dict[str, Any] = {"use_safetensors": True, **_where(config)}
+    where: dict[str, Any] = {"use_safetensors": None if config.allow_pickle else True, **_where(config)}
     if "gguf_file" in where:
         del where["use_safetensors"]
     try:
@@ -145,7 +145,7 @@ def _load_pretrained(config: Model) -> Any:
             **where,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load model {config.base}: {_first_line(error)}") from None
+        raise _told(config.base, error, f"cannot load model {config.base}", _pickled(config, where, error)) from None
     return _plain(model) if "gguf_file" in where else model
 
 
@@ -182,7 +182,7 @@ def base_tokenizer(config: Model, source: str, seed: int) -> Any:
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
         name = config.tokenizer or config.base
-        raise UserError(f"cannot load a tokenizer from {name}: {_first_line(error)}") from None
+        raise _told(name, error, f"cannot load a tokenizer from {name}") from None
 
 
 def without_weights(name: str) -> bool:
@@ -224,6 +224,28 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def _told(name: Any, error: BaseException, what: str, more: str = "") -> UserError:
+    """What an error of transformers means."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"{name} brings code of its own, which is not run: read it, and if you trust it set "
+            "model.trust_remote_code=true"
+        )
+    return UserError(f"{what}: {_first_line(error)}{more}")
+
+
+def _pickled(config: Model, where: dict[str, Any], error: BaseException) -> str:
+    """A hint, where weights may be there that are no safetensors."""
+    folder = Path(where["pretrained_model_name_or_path"])
+    here = any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) if folder.is_dir() else "safetensors" in str(error)
+    if config.allow_pickle or not here:
+        return ""
+    return (
+        ". Weights that are no safetensors are not loaded, since a pickle can run code: convert them, or set "
+        "model.allow_pickle=true"
+    )
+
+
 def save(model: Any, tokenizer: Any, folder: Path, card: str = "") -> None:
     """Exports a Hugging Face folder (safetensors, tokenizer and model card), complete or absent."""
     with atomic(folder) as temporary:
@@ -242,6 +264,7 @@ def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
         dtype=getattr(torch, dtype or config.dtype),
         attn_implementation=config.attention,
         use_safetensors=True,
+        trust_remote_code=config.trust_remote_code,
     )
     return model.to(device_of(config))
 
@@ -256,7 +279,7 @@ def config_of(folder: Path) -> Any:
     """The configuration of any model's folder."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(local(folder, without_weights))
+    return AutoConfig.from_pretrained(local(folder, without_weights), trust_remote_code=False)
 
 
 def plain_tokenizer(folder: Path) -> Any:
@@ -264,9 +287,9 @@ def plain_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(local(folder, without_weights))
+        return AutoTokenizer.from_pretrained(local(folder, without_weights), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from None
+        raise _told(folder, error, f"cannot load a tokenizer from {folder}") from None
 
 
 def blocks(model: Any) -> list[Any]:

@@ -69,6 +69,11 @@ def holds_keys(text: str) -> bool:
     return (bool(at) and not revision) or bool(_SECRETS.search(text))
 
 
+def plain(name: str) -> bool:
+    """Whether a name that stands in a file (a manifest's shard, say) is that of something in the same folder."""
+    return name not in ("", ".", "..") and {"/", "\\", "\0"}.isdisjoint(name)
+
+
 def remote(path: Path) -> bool:
     """Whether it lies in a store."""
     return not isinstance(path, Path)

@@ -104,6 +104,7 @@ class Stage:
             transfer.settle(note, "manifest.json")
         if self.folder.exists() and any(not places.unfinished(path) for path in self.folder.iterdir()):
             owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
+            inside(self.folder, str(owner))  # becomes a part of a name
             if owner != self.key:
                 transfer.move(self.folder, _free(self._aside(owner)), note, "manifest.json")
         if not marker.exists() and self._aside(self.key).exists():
@@ -121,7 +122,7 @@ class Stage:
         return read_manifest(self.folder) if path.exists() else None
 
     def shard(self, name: str) -> Path:
-        return self.folder / name
+        return inside(self.folder, name)
 
     def write(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema, counts: dict[str, Any]) -> None:
         """Writes one shard with its counts in the Parquet metadata; both appear together or not at all."""
@@ -229,10 +230,20 @@ def _free(path: Path) -> Path:
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file of a folder that something in the folder names. Raises UserError for a name that leads out of it."""
+    if not places.plain(name):
+        raise UserError(f"{folder} names {name!r} as its own, which does not lie in it: do not use this folder")
+    return folder / name
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Raises UserError where the stage has not been completed."""
+    """Raises UserError where the stage has not been completed, and for shards that lie elsewhere."""
     try:
-        return Manifest(**_read_object(folder / "manifest.json", "stage", "key", "shards", "counts"))
+        found = Manifest(**_read_object(folder / "manifest.json", "stage", "key", "shards", "counts"))
+        for name in found.shards:
+            inside(folder, name)
+        return found
     except FileNotFoundError:
         raise UserError(f"{folder} is not complete (no manifest.json): run that stage first") from None
 
@@ -244,7 +255,7 @@ def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, An
 
 def checked_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
     """One shard. Raises UserError naming a shard that is missing or not what was written."""
-    path = folder / shard
+    path = inside(folder, shard)
     try:
         content = places.content(path)
     except FileNotFoundError:

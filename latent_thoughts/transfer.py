@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from latent_thoughts.places import below, bench, content, fs, key, relative, remote, sha256, told, version, write
+from latent_thoughts.places import below, bench, content, fs, key, plain, relative, remote, sha256, told, version, write
 from latent_thoughts.types import UserError
 
 LISTING = "listing.json"  # of a folder in a store: its files with their hashes, written last
@@ -35,6 +35,12 @@ def local(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Path
         if hashes == {}:
             raise UserError(f"{path} is not complete: run the stage that makes it again")
         files = {relative(p, path): p for p in below(path)}
+        if leading_out := [
+            name for name in files if {"", ".", ".."} & set(name.split("/"))
+        ]:  # in a store a name like any
+            raise UserError(
+                f"{path} holds an object {leading_out[0]!r}, whose copy would lie elsewhere: remove it there"
+            )
     kept = {name: hashes[name] if hashes else version(p) for name, p in files.items() if not hashes or name in hashes}
     if hashes and (missing := hashes.keys() - kept.keys()):
         raise UserError(f"{path} lacks {min(missing)}: run the stage that makes it again")
@@ -128,6 +134,8 @@ def settle(note: Path, last: str) -> None:
         names = json.loads(content(note))
     except FileNotFoundError:
         return
+    if not (plain(names["from"]) and plain(names["to"])):
+        raise UserError(f"{note} names folders elsewhere: remove it")
     source, target = note.with_name(names["from"]), note.with_name(names["to"])
     files = sorted(below(source), key=lambda p: p == source / last)
     with told(source, "moved"):

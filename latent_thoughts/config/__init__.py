@@ -94,7 +94,8 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     attention: str = "sdpa"
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run the code that a model brings: read it first
+    allow_pickle: bool = False  # load weights that are no safetensors, by torch's reader for weights alone
 
 
 class Engine(Section):
@@ -253,6 +254,8 @@ class Plan(Section):
 
 
 class Recipe(Section):
+    """Everything a run depends on."""
+
     seed: Seed = 0
     threads: Positive | None = None  # of one process; default: torch's own choice
     executor: Executor = Executor()

@@ -33,7 +33,7 @@ _SOURCE, _READ = "source-", "read.json"  # what only an unfinished stage holds
 
 def initialise(recipe: Recipe, folder: Path) -> Manifest:
     """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model."""
-    config = recipe.model.model_dump(exclude={"device", "attention"})
+    config = recipe.model.model_dump(exclude={"device", "attention", "allow_pickle"})
     seed = _world_seed(recipe)
     parts = [config, recipe.seed, seed, recipe.data.source, *_hashes(_model_files(recipe))]
     stage = Stage(folder, "initialise", stage_key("initialise", parts))

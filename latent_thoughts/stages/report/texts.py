@@ -63,7 +63,8 @@ def read(folder: Path, results: Results) -> list[Seed]:
 
 def _runs(folder: Path, results: Results) -> list[tuple[str, Path]]:
     """The run folders: of a demo one a seed, else the folder itself."""
-    seeds = [(f"seed {seed}", folder / f"seed_{seed}") for seed in results.run.get("seeds") or []]
+    numbers = [seed for seed in results.run.get("seeds") or [] if isinstance(seed, int)]
+    seeds = [(f"seed {seed}", folder / f"seed_{seed}") for seed in numbers]
     return [(name, path) for name, path in seeds if path.is_dir()] or [("", folder)]
 
 

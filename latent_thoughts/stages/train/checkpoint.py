@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from latent_thoughts import places, transfer
 from latent_thoughts.parallel import Ranks
+from latent_thoughts.stages.train.safe_reading import Planner, Reader
 from latent_thoughts.store import read_json, settle, write_json
+from latent_thoughts.types import UserError
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -77,14 +80,20 @@ def save(
 
 
 def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, averages: dict[str, Any]) -> Any:
-    """Restores everything in place; returns the state."""
+    """Restores everything in place; returns the state. Raises UserError where a file is not what `save` wrote."""
     if ranks.first_here:  # one copy a machine
         transfer.local(path)
     ranks.wait()
     weights, moments = get_state_dict(model, list(optimizers))
     values = {"model": weights, "optimizers": moments, "averages": averages}
-    with _in_one_process():
-        state_dict_loader.load(values, checkpoint_id=transfer.local(path))
+    reader = Reader(transfer.local(path))
+    reader.read_metadata()  # which says it in one line
+    try:
+        with _in_one_process():
+            state_dict_loader.load(values, storage_reader=reader, planner=Planner())
+    except CheckpointException as error:
+        (first, _), *_ = error.failures.values()
+        raise UserError(f"checkpoint {path} cannot be read ({' '.join(str(first).split())}): remove it") from None
     ranks.wait()
     if ranks.first_here:
         transfer.forget(path)
