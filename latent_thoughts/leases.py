@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts import places
-from latent_thoughts.types import UserError
+from latent_thoughts.types import InUse, UserError
 
 LEASE, RENEWED = 180.0, 20.0  # seconds: how long a lease lasts, and how often it is renewed
 
@@ -112,7 +112,7 @@ class _Lease:
 def _refuse_held(folder: Path, lease: dict[str, Any]) -> None:
     if _lives(lease):
         left = lease["until"] - time.time()
-        raise UserError(
+        raise InUse(
             f"{folder.parent} is in use by process {lease['pid']} on {lease['host']}; if it is dead, its hold ends in "
             f"{left:.0f} seconds (or remove {folder} now)"
         )

@@ -174,7 +174,7 @@ def test_a_damaged_shard_and_a_missing_one_are_named(anywhere: Path) -> None:
     with pytest.raises(UserError, match=r"a\.parquet is damaged"):
         read_rows(anywhere / "s", written, "a.parquet")
     shard.unlink()
-    with pytest.raises(UserError, match=r"a\.parquet is named by its manifest but missing"):
+    with pytest.raises(UserError, match=r"a\.parquet is damaged \(it is named by its manifest but missing"):
         read_rows(anywhere / "s", written, "a.parquet")
 
 
