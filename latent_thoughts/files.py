@@ -57,7 +57,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "disk is full", "disk I/O error")
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "disk is full")
 
 
 def out_of_space(error: BaseException | None) -> bool:

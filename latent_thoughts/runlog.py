@@ -242,7 +242,7 @@ class ProgressFile:
         self.recent: deque[tuple[float, float]] = deque()
 
     def write(self, done: float, figures: Mapping[str, float], last: bool) -> None:
-        now = time.time()
+        now = time.monotonic()  # clocks may jump
         if self.folder is None:
             return
         every = self.STORED if places.remote(self.folder) else self.EVERY
@@ -255,7 +255,7 @@ class ProgressFile:
         passed = now - then
         rate = (done - before) / passed if passed > 0 else None
         shown = {name: value for name, value in figures.items() if math.isfinite(value)}
-        value = {**self.head, "done": done, "rate": rate, "began": self.began, "time": now, "figures": shown}
+        value = {**self.head, "done": done, "rate": rate, "began": self.began, "time": time.time(), "figures": shown}
         if places.remote(self.folder):
             places.write(self.folder / "progress.json", json.dumps(value).encode())
             return
