@@ -74,7 +74,9 @@ def out_of_space(error: BaseException | None) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        # a lone surrogate, as of the name of a file that is not UTF-8, becomes its escape in JSON
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latent_thoughts import places, transfer
-from latent_thoughts.files import Damaged, read_json, write_json
+from latent_thoughts.files import Damaged
 from latent_thoughts.files import atomic as atomic
 from latent_thoughts.files import fingerprint as fingerprint
+from latent_thoughts.files import read_json as read_json
 from latent_thoughts.files import settle as settle
+from latent_thoughts.files import write_json as write_json
 from latent_thoughts.locks import held_run as held_run
 from latent_thoughts.locks import run_lock as run_lock
 from latent_thoughts.places import remote
@@ -64,7 +66,7 @@ class Stage:
         if not marker.exists() and self._aside(self.key).exists():
             transfer.move(self._aside(self.key), self.folder, note, "manifest.json")
         if not marker.exists():
-            write_json(marker, {"stage": self.name, "key": self.key})
+            write_sealed(marker, {"stage": self.name, "key": self.key})
 
     def _aside(self, key: str) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{key[:12]}")
@@ -199,11 +201,7 @@ _MANIFEST = ("stage", "key", "shards", "counts")
 
 def read_marker(folder: Path) -> dict[str, Any]:
     """What stage.json says: whose the folder is. Raises UserError where it does not."""
-    path = folder / "stage.json"
-    value = read_json(path)
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("stage", "key")):
-        raise Damaged(path, "it lacks stage, key")
-    return value
+    return read_sealed(folder / "stage.json", "stage", "key")
 
 
 def read_manifest(folder: Path, compared: bool = True) -> Manifest:

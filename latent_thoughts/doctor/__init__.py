@@ -114,6 +114,8 @@ def _show(run: Path, found: list[Finding], repair: bool, held: InUse | None) -> 
     from rich.text import Text
 
     console, stages = Console(), _stages(run)
+    if not console.is_terminal:  # so that names stay whole
+        console = Console(width=200)
     complete = sum((folder / "manifest.json").exists() for folder in stages)
     wrong = sum(finding.wrong for finding in found)
     console.print(

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from latent_thoughts import places, transfer
 from latent_thoughts.doctor.remedies import Finding, aside, damaged, fault, write
-from latent_thoughts.files import Damaged, read_json, write_json
+from latent_thoughts.files import Damaged, read_json
 from latent_thoughts.runlog import logged
-from latent_thoughts.seals import read_line, read_sealed, whole
+from latent_thoughts.seals import read_line, read_sealed, whole, write_sealed
 from latent_thoughts.stages.train import checkpoint
 from latent_thoughts.store import read_manifest, read_marker
 from latent_thoughts.types import Manifest, UserError
@@ -43,9 +43,11 @@ class StageFolder:
             else:
                 yield self._damaged(self.folder / "manifest.json", "it is of another stage than all else here")
                 manifest = None
+        elif manifest is None and (said := self._marker_of_shards()) and said["key"] != (marker or {}).get("key"):
+            marker = said
+            yield self._new_marker(said, why or "the shards that lie here are all of another key")
         elif marker is None:
-            marker = self._marker_of_shards()
-            yield self._new_marker(marker, why) if marker else self._unknown(why)
+            yield self._unknown(why)
         yield from self._contents(manifest)
         yield from self._shards(manifest, marker["key"] if marker else None)
         yield from self._lines()
@@ -102,7 +104,7 @@ class StageFolder:
 
     def _new_marker(self, marker: dict[str, Any], why: str) -> Finding:
         path = self.folder / "stage.json"
-        return Finding(path, why, "written anew, from what lies here", lambda: write_json(path, marker))
+        return Finding(path, why, "written anew, from what lies here", lambda: write_sealed(path, marker))
 
     def _unknown(self, why: str) -> Finding:
         path, remedy = (

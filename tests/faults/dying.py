@@ -1,8 +1,8 @@
 """python -m tests.faults.dying RECIPE FOLDER SEED KILLS: `em` killed at random moments, and started again each time.
 
 An undisturbed run lies in FOLDER/undisturbed. Then runs are killed (SIGKILL) at moments drawn evenly from the half of
-the time that one takes, and started again, until KILLS are spent and the last run is finished; they lie in
-FOLDER/killed_N. Prints what they were at when they died, as JSON.
+the time that one takes to its results, and started again; one that was killed in its report is left to finish, and
+another begun, until KILLS are spent. They lie in FOLDER/killed_N. Prints what they were at when they died, as JSON.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from tests.faults.forks import ended, open_stage, start
 
 def main(recipe: str, folder: Path, seed: int, kills: int) -> None:
     began = time.monotonic()
-    code = ended(start(["em", recipe, "--out", str(folder / "undisturbed")], folder / "log"))
-    assert code == 0, (folder / "log").read_text()
+    pid = start(["em", recipe, "--out", str(folder / "undisturbed")], folder / "log")
+    while not (folder / "undisturbed" / "results.json").exists():
+        time.sleep(0.01)
+        assert time.monotonic() - began < 300, (folder / "log").read_text()
     took, rng, deaths, runs = time.monotonic() - began, random.Random(seed), list[str](), 0
+    assert ended(pid) == 0, (folder / "log").read_text()
     while True:
         out = folder / f"killed_{runs}"
         pid = start(["em", recipe, "--out", str(out)], folder / "log")
-        if len(deaths) < kills:
+        if len(deaths) < kills and not (out / "results.json").exists():
             time.sleep(rng.uniform(0, took / 2))
             os.kill(pid, signal.SIGKILL)  # which is lost on one that has ended
         if (code := ended(pid)) == -signal.SIGKILL:
