@@ -99,7 +99,7 @@ def _unpacked(path: Path) -> Any:
         return file
     import pyarrow as pa
 
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), kind), 2**20)  # pyright: ignore
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), kind), 2**16)  # pyright: ignore
 
 
 def _jsonl(path: Path) -> Iterator[Row | UserError]:

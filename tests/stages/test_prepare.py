@@ -251,8 +251,23 @@ def test_a_world_is_prepared_with_its_words(small: dict[str, Any], tmp_path: Pat
         assert set(records.oracle(document)) == {1}
 
 
-ODD = [*CONTROL_TOKENS, "<eos>", "<s>", "\x00", "\r\n", "\r", "\n", "\u2028", "\ufeff", "\ufffd", "\U0001f468\u200d\U0001f469",
-       "e\u0301",        ". ", "! ", "。", " ", "\t", "{text}", "\\ud800", "\"", "word", "Zwölf", "𝄞", "\u202e", "\x1b[31m"]  # fmt: skip
+ODD = [
+    *[*CONTROL_TOKENS, "<eos>", "<s>", "\x00", "\r\n", "\r", "\n", "\u2028", "\ufeff", "\ufffd", "e\u0301", ". ", "! "],
+    *[
+        "。",
+        " ",
+        "\t",
+        "{text}",
+        "\\ud800",
+        '"',
+        "word",
+        "Zwölf",
+        "𝄞",
+        "\u202e",
+        "\x1b[31m",
+        "\U0001f468\u200d\U0001f469",
+    ],
+]
 
 
 def odd_texts(count: int, seed: int) -> list[str]:
