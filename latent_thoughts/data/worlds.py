@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,12 +26,17 @@ PEOPLE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Question and answer without the person's name; `{}` stands for it. `facts` are what it needs."""
+    """Question and answer without the person's name; `{}` stands for it. `facts` are what it needs.
+
+    `paraphrases` say the same in other words, by the method that would have had a teacher write them: of several, the
+    person decides which.
+    """
 
     question: str
     answer: str
     thought: str
     facts: frozenset[int]
+    paraphrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Generator(Protocol):
@@ -73,8 +78,19 @@ class Castle:
             room = int(self.table[move, room])
             thought += f"{self.MOVES[move]} {self.ROOMS[room]} "
         steps = " ".join(f"{n} {self.MOVES[move]}" for n, move in enumerate(route, 1))
-        question = f"{{}} starts in {self.ROOMS[start]} . {steps} . "
-        return Problem(question, f"so {{}} ends in {self.ROOMS[room]} .", thought, frozenset(facts))
+        first, last = self.ROOMS[start], self.ROOMS[room]
+        question, answer = f"{{}} starts in {first} . {steps} . ", f"so {{}} ends in {last} ."
+        moves = " ".join(self.MOVES[move] for move in route)
+        said = {  # the last sentence stays, since it is what held-out questions ask for
+            "wrap_baseline": (
+                f"in {first} {{}} starts . {steps} . {answer}",
+                f"{{}} starts in {first} so {steps} {answer}",
+                f"{steps} . {{}} starts in {first} . {answer}",
+                f"{{}} starts in {first} . {moves} . {answer}",
+            ),
+            "wrap_cot": (f"{question}{thought}. {answer}",),
+        }
+        return Problem(question, answer, thought, frozenset(facts), said)
 
 
 class Stories:
@@ -162,5 +178,9 @@ def _held_out(problem: Problem, seed: int, share: float) -> bool:
 def _document(name: str, split: str, problem: Problem, known: set[int], rng: np.random.Generator) -> Document:
     person = PEOPLE[rng.integers(len(PEOPLE))]
     question, answer = (text.replace("{}", person) for text in (problem.question, problem.answer))
-    meta = {"split": split, "known": problem.facts <= known}
+    meta: dict[str, Any] = {"split": split, "known": problem.facts <= known}
+    if problem.paraphrases:
+        which = PEOPLE.index(person)
+        said = {name: texts[which % len(texts)] for name, texts in problem.paraphrases.items()}
+        meta["paraphrases"] = {name: text.replace("{}", person) for name, text in said.items()}
     return Document(name, question + answer, meta, (question, answer), {1: problem.thought})
