@@ -282,11 +282,12 @@ def odd_texts(count: int, seed: int) -> list[str]:
     return [f"{n}" + "".join(part() for _ in range(rng.randrange(40))) for n in range(count)]
 
 
-def test_ten_thousand_odd_documents_come_out_as_they_went_in(values: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_odd_documents_come_out_as_they_went_in(values: dict[str, Any], tmp_path: Path, count: int) -> None:
     """From JSONL to shards of chunks and ids, and back."""
-    texts = odd_texts(10_000, 0)
+    texts = odd_texts(count, 0)
     jsonl(tmp_path / "a.jsonl", texts)
-    recipe = resolve(values, ["data.shard_documents=2000", "chunking.max_tokens=32"])
+    recipe = resolve(values, ["data.shard_documents=200", "chunking.max_tokens=32"])
     run(recipe, tmp_path / "run")
     codec = Codec(load_tokenizer(tmp_path / "run" / "base" / "model")[0])
     controls = {codec.tokenizer.get_vocab()[token] for token in (*CONTROL_TOKENS, "<eos>")}
@@ -300,6 +301,7 @@ def test_ten_thousand_odd_documents_come_out_as_they_went_in(values: dict[str, A
     assert sorted(seen) == sorted(texts)
 
 
+@pytest.mark.slow
 def test_a_document_of_100_000_sentences(values: dict[str, Any], tmp_path: Path) -> None:
     text = "".join(f"Sentence {n}. " for n in range(100_000))
     jsonl(tmp_path / "a.jsonl", [text])
