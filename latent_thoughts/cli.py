@@ -298,6 +298,23 @@ def watch(
 
 
 @app.command
+def doctor(
+    run: Annotated[Place, Parameter(help="A run folder.")],
+    *,
+    repair: Annotated[bool, Parameter(negative="", help="Take away what is damaged (into RUN/damaged).")] = False,
+) -> None:
+    """Check every file of a run: manifests, shards, models, checkpoints, journals, replies, and who holds it.
+
+    With --repair what is damaged is taken away, and the run's own command makes it again. Ends with code 1 where
+    something stays wrong.
+    """
+    from latent_thoughts.doctor import doctor as examine
+
+    if not examine(run, repair):
+        sys.exit(1)
+
+
+@app.command
 def export(
     run: Annotated[Place, Parameter(help="A run folder.")],
     target: Annotated[str, Parameter(help="A file, a folder, or a name on the hub.")],
@@ -370,8 +387,7 @@ def main() -> None:
     try:
         app()
     except (UserError, *places.errors()) as error:
-        print(f"latent-thoughts: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _end(_no_space(error) or " ".join(str(error).split()))
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
             command = shlex.join(["latent-thoughts", *sys.argv[1:]])
@@ -379,6 +395,28 @@ def main() -> None:
     except KeyboardInterrupt:
         print("latent-thoughts: stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except BaseException as error:  # torch's of a checkpoint is no Exception
+        if isinstance(error, SystemExit) or not (line := _no_space(error)):
+            raise
+        _end(line)
+
+
+def _no_space(error: BaseException) -> str | None:
+    """What to say where an error comes of a full disk, else None."""
+    from latent_thoughts.files import out_of_space
+
+    if not out_of_space(error):
+        return None
+    named = getattr(error, "filename", None)
+    return (
+        f"no space left to write{f' {named}' if named else ''}: make room and run the same command again; "
+        "what is finished is kept"
+    )
+
+
+def _end(line: str) -> None:
+    print(f"latent-thoughts: {line}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

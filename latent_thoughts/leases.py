@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts import places
-from latent_thoughts.types import UserError
+from latent_thoughts.types import InUse, UserError
 
 LEASE, RENEWED = 180.0, 20.0  # seconds: how long a lease lasts, and how often it is renewed
 
@@ -57,15 +57,16 @@ _TOKENS = set[str]()  # of the leases that this process holds
 
 class _Lease:
     def __init__(self, folder: Path):
-        self.folder, self.token, self.number, self.until = folder, uuid.uuid4().hex, 0, 0.0
+        self.folder, self.token, self.number = folder, uuid.uuid4().hex, 0
+        self.renewed = 0.0  # on the clock that never jumps
 
     def take(self) -> None:
         last = self.last()
         if last:
             _refuse_held(self.folder, self.read(last))
-        self.number, self.until = last + 1, time.time() + LEASE
+        self.number, self.renewed = last + 1, time.monotonic()
         with contextlib.suppress(FileExistsError):
-            places.create(self._path(self.number), self._content(self.until))
+            places.create(self._path(self.number), self._content(time.time() + LEASE))
         # Answered or not (a request that is repeated may meet its own result): what counts is who stands there.
         if self.last() != self.number or self.read(self.number).get("token") != self.token:
             _refuse_held(self.folder, self.read(self.last()))
@@ -82,12 +83,13 @@ class _Lease:
                 if self.last() != self.number:
                     _end(f"another process has taken {self.folder.parent} over")
                 self.write(time.time() + LEASE)
-            if time.time() > self.until:
+            if time.monotonic() - self.renewed > LEASE:
                 _end(f"{self.folder.parent} could not be reached for {LEASE:.0f} seconds; run again to go on")
 
     def write(self, until: float) -> None:
+        began = time.monotonic()
         places.write(self._path(self.number), self._content(until))
-        self.until = until
+        self.renewed = began
 
     def _content(self, until: float) -> bytes:
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": self.token, "until": until}
@@ -112,7 +114,7 @@ class _Lease:
 def _refuse_held(folder: Path, lease: dict[str, Any]) -> None:
     if _lives(lease):
         left = lease["until"] - time.time()
-        raise UserError(
+        raise InUse(
             f"{folder.parent} is in use by process {lease['pid']} on {lease['host']}; if it is dead, its hold ends in "
             f"{left:.0f} seconds (or remove {folder} now)"
         )

@@ -18,7 +18,7 @@ from latent_thoughts.config import Model
 from latent_thoughts.data import worlds
 from latent_thoughts.data.tokenizer import Controls, add_control_tokens, controls_of, word_tokenizer
 from latent_thoughts.places import below, place, remote
-from latent_thoughts.store import atomic
+from latent_thoughts.store import atomic, check_files
 from latent_thoughts.transfer import local
 from latent_thoughts.types import UserError
 
@@ -256,9 +256,10 @@ def save(model: Any, tokenizer: Any, folder: Path, card: str = "") -> None:
 
 
 def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
-    """A model that `save` wrote, on the configured device."""
+    """A model that `save` wrote, on the configured device. Raises UserError for a stage's model that is damaged."""
     from transformers import AutoModelForCausalLM
 
+    check_files(folder.parent)
     model: Any = AutoModelForCausalLM.from_pretrained(
         local(folder),
         dtype=getattr(torch, dtype or config.dtype),

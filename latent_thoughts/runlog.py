@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from latent_thoughts import __version__, places, transfer
 from latent_thoughts.config import Dumper, Model, Recipe, Train
+from latent_thoughts.files import Damaged
 from latent_thoughts.store import atomic, held_run
 from latent_thoughts.types import UserError
 
@@ -111,6 +112,17 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
     return log, tracker.finish
 
 
+def logged(line: bytes, path: Path) -> dict[str, Any]:
+    """A line of metrics.jsonl. Raises UserError where it is not what was written."""
+    try:
+        found = json.loads(line)
+        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+            raise ValueError("a line without a step")
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, str(error)) from None
+    return found
+
+
 class Metrics:
     """metrics.jsonl: one line a logged step, and the same to a tracker. On resume, lines from after the checkpoint
     are dropped. Of several ranks the main one writes. In a store they appear at every checkpoint (`sync`)."""
@@ -121,10 +133,10 @@ class Metrics:
             return
         path, kept = places.bench(folder) / "metrics.jsonl", []
         if (known := folder / "metrics.jsonl").exists():
-            lines = known.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
+            lines = known.read_bytes().split(b"\n")[:-1]  # what has no end was cut off
+            kept = [f"{line.decode()}\n" for line in lines if logged(line, known)["step"] <= from_step]
         with atomic(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(kept), encoding="utf-8")
         self._track, self._end = _tracker(tracker, folder)
         self._file = path.open("a", encoding="utf-8")
 
@@ -230,7 +242,7 @@ class ProgressFile:
         self.recent: deque[tuple[float, float]] = deque()
 
     def write(self, done: float, figures: Mapping[str, float], last: bool) -> None:
-        now = time.time()
+        now = time.monotonic()  # clocks may jump
         if self.folder is None:
             return
         every = self.STORED if places.remote(self.folder) else self.EVERY
@@ -243,7 +255,7 @@ class ProgressFile:
         passed = now - then
         rate = (done - before) / passed if passed > 0 else None
         shown = {name: value for name, value in figures.items() if math.isfinite(value)}
-        value = {**self.head, "done": done, "rate": rate, "began": self.began, "time": now, "figures": shown}
+        value = {**self.head, "done": done, "rate": rate, "began": self.began, "time": time.time(), "figures": shown}
         if places.remote(self.folder):
             places.write(self.folder / "progress.json", json.dumps(value).encode())
             return

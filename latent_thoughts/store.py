@@ -4,21 +4,18 @@ A stage owns a folder. While it works, the folder holds `stage.json` (whose key 
 finished shards; `manifest.json` closes it. A folder made for another key is set aside under
 `NAME.KEY`, never reused and never destroyed, and comes back when its key is asked for again.
 
+Every file proves itself (seals.py): one that was cut, damaged or brought from elsewhere is named and not used, and
+doctor.py takes it away.
+
 Everything here works in an object store too (places.py): there a file is made in the cache and put as one object.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import io
 import itertools
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -27,67 +24,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latent_thoughts import leases, places, transfer
+from latent_thoughts import places, transfer
+from latent_thoughts.files import Damaged
+from latent_thoughts.files import atomic as atomic
+from latent_thoughts.files import fingerprint as fingerprint
+from latent_thoughts.files import read_json as read_json
+from latent_thoughts.files import settle as settle
+from latent_thoughts.files import write_json as write_json
+from latent_thoughts.locks import held_run as held_run
+from latent_thoughts.locks import run_lock as run_lock
 from latent_thoughts.places import remote
+from latent_thoughts.seals import SEAL, hashes, parquet, proven, read_line, read_sealed, seal_of_shard, sealed_line
+from latent_thoughts.seals import whole as whole
+from latent_thoughts.seals import write_sealed as write_sealed
 from latent_thoughts.types import Manifest, UserError
 
 FORMAT_VERSION = 2  # raise it when the meaning of any stored file changes: old shards are not reused
 
 
-def fingerprint(*parts: Any) -> str:
-    """SHA-256 (hex) of the parts as canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def stage_key(stage: str, config: Any, inputs: dict[str, Manifest] | None = None) -> str:
     """Key of a stage: its name, the config it reads, its input manifests and the format version."""
     return fingerprint(stage, config, {n: m.key for n, m in (inputs or {}).items()}, FORMAT_VERSION)
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path of this machine; on success it is synced and takes `path`'s place, or is put there."""
-    temporary = places.temporary(path)
-    (temporary if remote(path) else path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        if remote(path):
-            transfer.put(temporary, path)
-            return
-        if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        settle(temporary, path)
-    finally:
-        transfer.remove(temporary)
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Syncs a finished file or folder and gives it its name."""
-    for file in [temporary, *(temporary.rglob("*") if temporary.is_dir() else [])]:
-        _sync(file)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(places.content(path).decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove it to have it made again") from None
 
 
 class Stage:
@@ -103,14 +60,14 @@ class Stage:
         if remote(self.folder):
             transfer.settle(note, "manifest.json")
         if self.folder.exists() and any(not places.unfinished(path) for path in self.folder.iterdir()):
-            owner = _read_object(marker, "key")["key"] if marker.exists() else "unmarked"
+            owner = read_marker(self.folder)["key"] if marker.exists() else "unmarked"
             inside(self.folder, str(owner))  # becomes a part of a name
             if owner != self.key:
                 transfer.move(self.folder, _free(self._aside(owner)), note, "manifest.json")
         if not marker.exists() and self._aside(self.key).exists():
             transfer.move(self._aside(self.key), self.folder, note, "manifest.json")
         if not marker.exists():
-            write_json(marker, {"stage": self.name, "key": self.key})
+            write_sealed(marker, {"stage": self.name, "key": self.key})
 
     def _aside(self, key: str) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{key[:12]}")
@@ -119,7 +76,12 @@ class Stage:
     def manifest(self) -> Manifest | None:
         """The manifest, if the stage is complete."""
         path = self.folder / "manifest.json"
-        return read_manifest(self.folder) if path.exists() else None
+        if not path.exists():
+            return None
+        manifest = read_manifest(self.folder)
+        if manifest.stage != self.name:
+            raise Damaged(path, f"it is of stage {manifest.stage}")
+        return manifest
 
     def shard(self, name: str) -> Path:
         return inside(self.folder, name)
@@ -127,52 +89,64 @@ class Stage:
     def write(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema, counts: dict[str, Any]) -> None:
         """Writes one shard with its counts in the Parquet metadata; both appear together or not at all."""
         known = {"counts": json.dumps(counts), "key": self.key}
+        known[SEAL] = seal_of_shard(name, known, len(rows), schema)
         table = pa.Table.from_pylist(rows, schema=schema.with_metadata(known))
         with atomic(self.shard(name)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
     def remove(self, name: str) -> None:
         self.shard(name).unlink(missing_ok=True)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a shard that this stage wrote."""
-        return read_table(self.shard(name)).to_pylist()
+        """The rows of a shard that this stage wrote. Raises UserError as `whole` does."""
+        return whole(self.shard(name))[0].to_pylist()
 
     def done(self, name: str) -> dict[str, Any] | None:
         """The counts of a shard that is there already, else None.
 
         One of another key is not: a worker that outlived its driver may have written it after the folder changed hands.
+        Neither is one without a seal, of an earlier version. Raises UserError for what is no shard, or not sound.
         """
         path = self.shard(name)
         if not path.exists():
             return None
-        known = pq.read_schema(places.seekable(path)).metadata or {}
-        return json.loads(known[b"counts"]) if known.get(b"key", b"").decode() == self.key else None
+        with parquet(path):
+            metadata = pq.read_metadata(places.seekable(path))
+        known = metadata.metadata or {}
+        if known.get(b"key") != self.key.encode() or SEAL.encode() not in known:
+            return None
+        return proven(path, metadata)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What a manifest says of a shard, of what really lies there."""
-        content = places.content(self.shard(name))
-        rows = pq.read_metadata(io.BytesIO(content)).num_rows
-        return {"rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
+        """What a manifest says of a shard, of what really lies there. Raises UserError as `whole` does."""
+        table, content = whole(self.shard(name))
+        return {"rows": table.num_rows, "sha256": hashlib.sha256(content).hexdigest()}
 
     def close(
-        self, shards: list[str], counts: dict[str, Any], described: dict[str, dict[str, Any]] | None = None
+        self,
+        shards: list[str],
+        counts: dict[str, Any],
+        described: dict[str, dict[str, Any]] | None = None,
+        model: str | None = None,
     ) -> Manifest:
-        """Writes the manifest; shards that are not `described` are read for it."""
+        """Writes the manifest; shards that are not `described` are read for it, and so are the files of the folder
+        `model`. (In a store that folder has a listing of its own.)"""
         known = dict(described or {})
         unknown = [name for name in shards if name not in known]
         with ThreadPoolExecutor(16) as pool:  # what a store is asked for many times, it is asked for at once
             known |= zip(unknown, pool.map(self.describe, unknown), strict=True)
         described = {name: known[name] for name in shards}
-        manifest = Manifest(self.name, self.key, described, counts)
-        write_json(self.folder / "manifest.json", asdict(manifest))
+        files = hashes(self.folder / model) if model and not remote(self.folder) else {}
+        files = {f"{model}/{name}": value for name, value in files.items() if not name.endswith(".md")}  # to be edited
+        manifest = Manifest(self.name, self.key, described, counts, files)
+        write_sealed(self.folder / "manifest.json", asdict(manifest))
         for path in places.stale(self.folder):  # of processes that were killed: all work is done
             transfer.remove(path)
         return manifest
 
 
 class Journal:
-    """Results kept one by one as they come: a JSON line each, by key.
+    """Results kept one by one as they come: a JSON line each, by key, with a checksum (CRC-32).
 
     Here they are in a file that only grows, and a process that is killed loses the line it was writing. In a store,
     where nothing grows, they are in numbered objects, and the last `FLUSH` seconds may be lost.
@@ -186,8 +160,8 @@ class Journal:
         files = self._files()
         self._parts = int(files[-1].name.rpartition(".")[2]) if files and remote(path) else 0
         lines = b"".join(map(places.content, files)).split(b"\n")[:-1]  # what has no end was cut off
-        for line in lines:
-            key, value = json.loads(line)
+        for number, line in enumerate(lines, 1):
+            key, value = read_line(line, f"{path}:{number}")
             self.known[key] = value
         if not remote(path):
             with path.open("ab") as file:
@@ -200,7 +174,7 @@ class Journal:
 
     def add(self, key: str, value: Any) -> None:
         self.known[key] = value
-        line = json.dumps([key, value]).encode() + b"\n"
+        line = sealed_line(key, value)
         if not remote(self.path):
             with self.path.open("ab") as file:
                 file.write(line)
@@ -217,13 +191,6 @@ class Journal:
             path.unlink()
 
 
-def _read_object(path: Path, *names: str) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict) or any(name not in value for name in names):
-        raise UserError(f"{path} lacks {', '.join(names)}; remove it to have it made again")
-    return {name: value[name] for name in names}
-
-
 def _free(path: Path) -> Path:
     """The path, or with a number behind it where it is taken."""
     numbered = (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
@@ -237,15 +204,49 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Raises UserError where the stage has not been completed, and for shards that lie elsewhere."""
+_MANIFEST = ("stage", "key", "shards", "counts")
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """What stage.json says: whose the folder is. Raises UserError where it does not."""
+    return read_sealed(folder / "stage.json", "stage", "key")
+
+
+def read_manifest(folder: Path, compared: bool = True) -> Manifest:
+    """Raises UserError where the stage is not complete, and for a manifest that is damaged or (where it is `compared`)
+    of another stage than the folder's."""
+    path = folder / "manifest.json"
     try:
-        found = Manifest(**_read_object(folder / "manifest.json", "stage", "key", "shards", "counts"))
-        for name in found.shards:
-            inside(folder, name)
-        return found
+        value = read_sealed(path, *_MANIFEST)
     except FileNotFoundError:
         raise UserError(f"{folder} is not complete (no manifest.json): run that stage first") from None
+    manifest = Manifest(**value)
+    if not _well_formed(manifest):
+        raise Damaged(path, "it is no manifest")
+    for name in (*manifest.shards, *(part for name in manifest.files for part in Path(name).parts)):
+        inside(folder, name)
+    if compared and (folder / "stage.json").exists() and read_marker(folder)["key"] != manifest.key:
+        raise Damaged(path, "it is of another stage than stage.json")
+    return manifest
+
+
+def _well_formed(manifest: Manifest) -> bool:
+    objects = (manifest.shards, manifest.counts, manifest.files)
+    if not all(isinstance(value, dict) for value in objects) or not isinstance(manifest.key, str):
+        return False
+    return all(isinstance(s, dict) and {"rows", "sha256"} <= s.keys() for s in manifest.shards.values())
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError where a file of a completed stage, besides its shards, is not what its manifest says."""
+    if not (folder / "manifest.json").exists():
+        return
+    for name, known in read_manifest(folder).files.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(path, "it is missing")
+        if places.sha256(path) != known:
+            raise Damaged(path, "checksum differs")
 
 
 def read_rows(folder: Path, manifest: Manifest, shard: str) -> list[dict[str, Any]]:
@@ -259,49 +260,12 @@ def checked_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
     try:
         content = places.content(path)
     except FileNotFoundError:
-        raise UserError(f"shard {path} is named by its manifest but missing: remove {folder} and run again") from None
+        raise Damaged(path, "it is named by its manifest but missing") from None
     if hashlib.sha256(content).hexdigest() != manifest.shards[shard]["sha256"]:
-        raise UserError(f"shard {path} is damaged (checksum differs): remove {folder} and run again")
+        raise Damaged(path, "checksum differs")
     return pq.read_table(pa.BufferReader(content))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """A shard as it is, not checked against a manifest."""
     return pq.read_table(pa.BufferReader(places.content(path)), columns=columns)
-
-
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Holds a run folder for this process. The kernel lets go of it when the process dies; in a store a lease runs out.
-
-    Raises UserError where another living process holds it.
-    """
-    with leases.held(folder) if remote(folder) else _locked(folder):
-        _held.append(folder)
-        try:
-            yield
-        finally:
-            _held.remove(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{folder} is in use by process {file.read().strip() or '?'}") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-_held: list[Path] = []
-
-
-def held_run() -> Path | None:
-    """The run folder that this process holds; None where it holds none."""
-    return _held[-1] if _held else None

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A mistake the user can mend. The command line shows it as one line, without a traceback."""
 
 
+class InUse(UserError):
+    """A run folder that another process holds."""
+
+
 class Interrupted(Exception):
     """Work was asked to stop (SIGTERM) and has kept what it has; the same command goes on from there."""
 
@@ -142,10 +146,12 @@ class Manifest:
     """Proof that a stage is complete, and of what.
 
     `key` fingerprints everything the output depends on. `shards` maps a file name to its number
-    of rows and SHA-256. `counts` are the stage's own totals.
+    of rows and SHA-256. `counts` are the stage's own totals. `files` maps other files of the stage
+    (a model's, by their path in its folder) to their SHA-256.
     """
 
     stage: str
     key: str
     shards: dict[str, dict[str, Any]]
     counts: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)

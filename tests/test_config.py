@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latent_thoughts.config import PRESETS, Recipe, Sample, Train, load_recipe, resolve
 from latent_thoughts.types import UserError
@@ -104,7 +106,14 @@ def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "r.yaml") == Recipe()
 
 
-@pytest.mark.parametrize("content", [b"train: {lr: 1", b"\xff\xfe", b"- a\n- b\n", b"just words"])
+HOSTILE = [
+    b"train: {lr: 1", b"\xff\xfe", b"- a\n- b\n", b"just words",
+    b"seed: 2024-02-31", b"seed: " + b"9" * 5000, b"a: &a [*a]", b"train: &t {x: *t}", b"[" * 3000, b"a: \x00",
+    b"!!python/object/apply:os.system ['true']", b"{1: 2}", b"? [a, b]\n: c", b"train: !!set {a, b}", b"--- a\n--- b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE)
 def test_a_file_that_is_no_recipe_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(content)
@@ -173,3 +182,61 @@ def test_overrides_leave_the_given_values_alone() -> None:
     values = {"train": {"lr": 0.5}}
     assert resolve(values, ["train.lr=0.25"]).train.lr == 0.25
     assert values == {"train": {"lr": 0.5}}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+SECTIONS = sorted(Recipe.model_fields)
+FIELDS = sorted(
+    {
+        f"{name}.{field}"
+        for name in SECTIONS
+        for field in getattr(Recipe.model_fields[name].annotation, "model_fields", ())
+    }
+)
+
+
+def resolved(values: Any, *overrides: str) -> None:
+    """A recipe that can be saved and is read as the same, or a refusal in one line."""
+    try:
+        recipe = resolve(values, list(overrides))
+    except UserError as error:
+        assert str(error)
+        return
+    assert resolve(recipe.model_dump(mode="json")) == recipe or "nan" in str(recipe)
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(st.sampled_from(SECTIONS) | st.text(max_size=5), VALUES, max_size=3))
+def test_any_values_are_a_recipe_or_refused(values: dict[str, Any]) -> None:
+    resolved(values)
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2))
+def test_any_value_of_a_setting_is_taken_or_refused(values: dict[str, Any]) -> None:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        nested.setdefault(section, {})[field] = value
+    resolved(nested)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.builds("{}={}".format, st.sampled_from(FIELDS) | st.text(), st.text()) | st.text(), max_size=3))
+def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
+    resolved({}, *overrides)
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "r.yaml"
+    path.write_bytes(content)
+    try:
+        load_recipe(path)
+    except UserError as error:
+        assert "r.yaml" in str(error) and "\n" not in str(error)

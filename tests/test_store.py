@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_thoughts import store
@@ -174,7 +174,7 @@ def test_a_damaged_shard_and_a_missing_one_are_named(anywhere: Path) -> None:
     with pytest.raises(UserError, match=r"a\.parquet is damaged"):
         read_rows(anywhere / "s", written, "a.parquet")
     shard.unlink()
-    with pytest.raises(UserError, match=r"a\.parquet is named by its manifest but missing"):
+    with pytest.raises(UserError, match=r"a\.parquet is damaged \(it is named by its manifest but missing"):
         read_rows(anywhere / "s", written, "a.parquet")
 
 
@@ -192,6 +192,55 @@ def test_json_round_trip(anywhere: Path) -> None:
     store.write_json(anywhere / "v.json", value)
     assert store.read_json(anywhere / "v.json") == value
     assert json.loads((anywhere / "v.json").read_bytes()) == value
+
+
+def test_names_that_are_no_unicode_come_back(tmp_path: Path) -> None:
+    store.write_json(tmp_path / "v.json", {"malformed: /corpus/\udcff.jsonl:3": 1})
+    assert store.read_json(tmp_path / "v.json") == {"malformed: /corpus/\udcff.jsonl:3": 1}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5), st.dictionaries(st.text(), JSON))
+def test_any_rows_and_counts_come_back(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], counts: dict[str, object]
+) -> None:
+    schema = pa.schema([("text", pa.string())])
+    stage = Stage(tmp_path_factory.mktemp("any") / "s", "x", "k")
+    stage.write("a.parquet", [{"text": text} for text in texts], schema, counts)
+    as_json = json.loads(json.dumps(counts))
+    assert stage.done("a.parquet") == as_json
+    written = stage.close(["a.parquet"], counts)
+    assert read_manifest(stage.folder).counts == as_json
+    assert [row["text"] for row in read_rows(stage.folder, written, "a.parquet")] == texts
+
+
+@given(st.binary(max_size=80) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_for_a_manifest_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../a.parquet", "/etc/passwd", "b/../../a.parquet"])
+def test_no_name_in_a_manifest_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    value = {"stage": "x", "key": "k", "shards": {name: {"rows": 1, "sha256": ""}}, "counts": {}}
+    store.write_sealed(tmp_path / "manifest.json", value)
+    with pytest.raises(UserError, match="no manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_seal(tmp_path: Path) -> None:
+    value = {"stage": "x", "key": "k", "shards": {}, "counts": {}}
+    store.write_json(tmp_path / "manifest.json", value)
+    assert read_manifest(tmp_path) == Manifest("x", "k", {}, {})
 
 
 # --- the run lock

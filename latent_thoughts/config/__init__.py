@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from latent_thoughts.config.base import Dumper as Dumper
 from latent_thoughts.config.base import (
+    BAD_YAML,
     Pattern,
     Positive,
     Section,
@@ -23,6 +22,7 @@ from latent_thoughts.config.base import (
     read_yaml,
     read_yaml_file,
 )
+from latent_thoughts.config.base import Dumper as Dumper
 from latent_thoughts.config.evaluate import Benchmark as Benchmark
 from latent_thoughts.config.evaluate import Evaluate
 from latent_thoughts.config.evaluate import FineTune as FineTune
@@ -353,14 +353,17 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: str = "recipe") -> Recipe:
     """A checked recipe of `values` with the overrides put in; `values` stay as they are."""
-    values = copy.deepcopy(values)
+    try:
+        values = copy.deepcopy(values)
+    except RecursionError:
+        raise UserError(f"{where} is nested without end") from None
     for override in overrides or []:
         name, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"override {override!r} must look like section.key=value")
         try:
             value = read_yaml(text)
-        except yaml.YAMLError as error:
+        except BAD_YAML as error:
             raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
         _assign(values, name.strip(), value)
     return parse(Recipe, values, where)

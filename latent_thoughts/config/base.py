@@ -32,6 +32,10 @@ for _kind in (Loader, Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+0123456789"))
 
 
+# Besides its own errors yaml lets through those of dates and numbers that there are not, and of nesting without end.
+BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader)  # noqa: S506  (Loader is a SafeLoader)
 
@@ -44,7 +48,7 @@ def read_yaml_file(path: Path, what: str) -> Any:
         raise UserError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except BAD_YAML as error:
         raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -68,6 +72,8 @@ def parse(model: type[T], values: dict[str, Any], where: str) -> T:
         return model.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {'; '.join(_explain(model, e) for e in error.errors())}") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested without end") from None
 
 
 def _explain(model: type[Section], error: Any) -> str:

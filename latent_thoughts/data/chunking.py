@@ -52,17 +52,38 @@ def cut(document: Document, config: Chunking) -> list[str]:
     return chunks
 
 
-def fit(text: str, encode: Callable[[str], list[int]], limit: int) -> list[tuple[str, list[int]]]:
-    """Splits a chunk in halves, at white space where there is any, until each has at most `limit` ids."""
-    ids = encode(text)
-    if len(ids) <= limit:
-        return [(text, ids)]
-    if len(text) < 2:
-        raise UserError(f"one character is {len(ids)} tokens, more than chunking.max_tokens={limit}")
-    middle = len(text) // 2
-    spaces = [m.end() for m in re.finditer(r"\s+", text) if 0 < m.end() < len(text)]
-    at = min(spaces, key=lambda end: abs(end - middle), default=middle)
-    return fit(text[:at], encode, limit) + fit(text[at:], encode, limit)
+def fit(
+    text: str, encode: Callable[[str], list[int]], limit: int, longest: float = float("inf")
+) -> list[tuple[str, list[int]]]:
+    """Splits a chunk in halves, at white space where there is any, until each has at most `limit` ids.
+
+    No token has more than `longest` characters: a text that cannot fit is not encoded to be told so.
+    """
+    if len(text) <= limit * longest:
+        ids = encode(text)
+        if len(ids) <= limit:
+            return [(text, ids)]
+        if len(text) < 2:
+            raise UserError(f"one character is {len(ids)} tokens, more than chunking.max_tokens={limit}")
+    at = _middle(text)
+    return fit(text[:at], encode, limit, longest) + fit(text[at:], encode, limit, longest)
+
+
+_SPACE_ENDS = re.compile(r"\s(?!\s)")
+
+
+def _middle(text: str) -> int:
+    """The end of white space that is nearest to the middle, of two the first; the middle where there is none."""
+    middle, width = len(text) // 2, 64
+    while True:
+        low, high = max(0, middle - width), min(len(text), middle + width)
+        ends = [low + m.end() for m in _SPACE_ENDS.finditer(text[low : high + 1])]
+        ends = [end for end in ends if end < len(text) and abs(end - middle) < width]
+        if ends:
+            return min(ends, key=lambda end: abs(end - middle))
+        if high - low == len(text) and width > middle + 1:
+            return middle
+        width *= 8
 
 
 def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocument:
@@ -80,7 +101,7 @@ def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocume
                 f"a chunk of {len(ids)} tokens is longer than chunking.max_tokens={config.max_tokens}: "
                 "raise it, or set chunking.oversize=split"
             )
-        for part, ids in fit(text, codec.encode, config.max_tokens):
+        for part, ids in fit(text, codec.encode, config.max_tokens, codec.longest):
             chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
             start += len(part)
         if piece_index in document.thoughts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from latent_thoughts.transfer import local
 from latent_thoughts.types import Document, UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
-_NOT_TEXT = {".json", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".arrow", ".pdf"}
+_NOT_TEXT = {".json", ".csv", ".tsv", ".xz", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".pdf"}
+_PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # read as they are, by what stands before
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -84,15 +86,34 @@ def files(config: Data) -> list[Path]:
 
 def _guess(path: Path) -> str:
     """The format by file name. Raises UserError for files that are surely not plain text."""
-    suffix = path.suffix.lower()
+    suffix = (path.with_suffix("") if path.suffix.lower() in _PACKED else path).suffix.lower()
     if suffix in _NOT_TEXT:
         raise UserError(f"{path}: {suffix} files are not read as they are: convert them to JSONL, or set data.format")
     return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffix, "text")
 
 
+def _unpacked(path: Path) -> Any:
+    """The file for reading bytes and lines, unpacked where its name says that it is packed."""
+    file = opened(path)
+    if (kind := _PACKED.get(path.suffix.lower())) is None:
+        return file
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), kind), 2**16)  # pyright: ignore
+
+
 def _jsonl(path: Path) -> Iterator[Row | UserError]:
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
+    number = 0
+    with _unpacked(path) as file:
+        while True:
+            number += 1
+            try:
+                line = file.readline()
+            except OSError as error:  # a packed file that was cut short, or is none
+                yield UserError(f"{path}:{number}: cannot be read on ({error})")
+                return
+            if not line:
+                return
             where = f"{path}:{number}"
             if not line.strip():
                 continue
@@ -108,21 +129,25 @@ def _parquet(path: Path) -> Iterator[Row | UserError]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        file, number = pq.ParquetFile(seekable(path)), 0
+        file = pq.ParquetFile(seekable(path))
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError) as error:
-        yield UserError(f"{path}: not a readable Parquet file ({error})")
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        yield UserError(f"{path}: not a readable Parquet file, behind row {number} ({error})")
 
 
 def _text(path: Path) -> Iterator[Row | UserError]:
     try:
-        yield str(path), {"text": path.read_bytes().decode("utf-8-sig")}
+        with _unpacked(path) as file:
+            yield str(path), {"text": file.read().decode("utf-8-sig")}
     except UnicodeDecodeError as error:
         yield UserError(f"{path}: not UTF-8 text ({error})")
+    except OSError as error:
+        yield UserError(f"{path}: cannot be read ({error})")
 
 
 def _dataset_rows(scheme: str, rest: str, split: str) -> Iterator[Row]:

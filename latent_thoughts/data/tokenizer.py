@@ -66,6 +66,7 @@ class Codec:
             raise UserError("the tokenizer does not give back the text it encodes: choose another one")
         vocabulary = tokenizer.get_vocab()
         self.special = frozenset(tokenizer.all_special_ids) | {i for t, i in vocabulary.items() if t in CONTROL_TOKENS}
+        self.longest = max(map(len, vocabulary))  # characters of a token, at most
         byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
         self.bytes = [vocabulary[t] for t in byte_tokens] if vocabulary.keys() >= set(byte_tokens) else None
         names = [*tokenizer.all_special_tokens, *CONTROL_TOKENS, *(byte_tokens if self.bytes else [])]

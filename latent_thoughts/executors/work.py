@@ -17,7 +17,7 @@ Do = Callable[[str, Told], None]
 class Work(Protocol):
     """`set_up` loads what the work needs, once a process, and returns what writes a unit's shards.
 
-    The shard that bears the unit's name is written last: where it is there, the unit is done.
+    A unit is done where all its shards are there; that which bears its name has its counts.
     """
 
     @property
@@ -50,7 +50,7 @@ class Opened:
 
     def __call__(self, unit: str, told: Told = lambda amount, counts: None) -> Result:
         stage = self.work.stage
-        if stage.done(unit) is None:
+        if any(stage.done(name) is None for name in self.work.files(unit)):
             if self._do is None:
                 set_up_torch(self.threads)
                 self._do = self.work.set_up(self._stack)

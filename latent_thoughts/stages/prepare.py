@@ -24,7 +24,8 @@ from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
 from latent_thoughts.runlog import track
-from latent_thoughts.store import Stage, read_json, stage_key, write_json
+from latent_thoughts.seals import read_sealed, write_sealed
+from latent_thoughts.store import Stage, stage_key
 from latent_thoughts.types import Document, Manifest, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
@@ -41,7 +42,7 @@ def initialise(recipe: Recipe, folder: Path) -> Manifest:
         return manifest
     model, tokenizer, _ = models.load_base(recipe.model, recipe.data.source, recipe.seed, seed)
     models.save(model, tokenizer, folder / "model")
-    return stage.close([], {"parameters": sum(p.numel() for p in model.parameters())})
+    return stage.close([], {"parameters": sum(p.numel() for p in model.parameters())}, model="model")
 
 
 def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -> Manifest:
@@ -75,7 +76,7 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Reads the source once and cuts it, in its order, into shards of documents as they came (`source-NAME`), which
     are tokenised by whichever worker. Returns their `rows` by name, and `counts` of what was left out."""
     if stage.shard(_READ).exists():
-        return read_json(stage.shard(_READ))
+        return read_sealed(stage.shard(_READ), "rows", "counts")
     rows: dict[str, int] = {}
     counts, numbers = Counter[str](), Counter[str]()
     waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -103,7 +104,7 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         if waiting[split]:
             flush(split)
     found = {"rows": rows, "counts": counts}
-    write_json(stage.shard(_READ), found)
+    write_sealed(stage.shard(_READ), found)
     return found
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
 from latent_thoughts import places, transfer
+from latent_thoughts.files import Damaged
 from latent_thoughts.store import atomic
 from latent_thoughts.teachers.base import Answer, Completion, Failure
 from latent_thoughts.types import UserError
@@ -96,7 +97,11 @@ class Replies:
             return Failure(*failed) if failed else None
         if row[4] != self.stage:
             self._sql("UPDATE replies SET used_by = ?, used = ? WHERE key = ?", (self.stage, time.time(), _raw(key)))
-        return Completion(zlib.decompress(row[3]).decode("utf-8", "surrogatepass"), row[0], row[1], row[2])
+        try:
+            text = unpacked(row[3])
+        except ValueError as error:
+            raise Damaged(self._path, f"the reply to {key[:32]}: {error}") from None
+        return Completion(text, row[0], row[1], row[2])
 
     def put(self, key: str, answer: Answer) -> None:
         """Keeps an answer. A reply that is there already stays as it is."""
@@ -145,6 +150,14 @@ class Replies:
         )
         self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a single page
         return found.rowcount
+
+
+def unpacked(text: bytes) -> str:
+    """A stored reply's text. Raises ValueError where it is not what was stored."""
+    try:
+        return zlib.decompress(text).decode("utf-8", "surrogatepass")
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
 
 
 class _Notes(MutableMapping[str, str]):

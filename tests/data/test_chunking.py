@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_thoughts.config import Chunking
+from latent_thoughts.data import chunking
 from latent_thoughts.data.chunking import content_seed, cut, fit, sentences
 from latent_thoughts.types import Document, UserError
 
@@ -123,3 +125,57 @@ def test_fitting_splits_at_white_space_where_there_is_any() -> None:
 def test_a_character_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match=r"max_tokens=3"):
         fit("a𝄞b", utf8, 3)
+
+
+@given(st.text(st.one_of(st.sampled_from(" \n\u2028\x00ab"), st.characters()), min_size=2, max_size=400))
+def test_a_chunk_is_halved_at_the_white_space_nearest_to_its_middle(text: str) -> None:
+    middle = len(text) // 2
+    ends = [m.end() for m in re.finditer(r"\s+", text) if 0 < m.end() < len(text)]
+    assert chunking._middle(text) == min(ends, key=lambda end: abs(end - middle), default=middle)
+
+
+@given(st.text(min_size=1, max_size=300), st.integers(4, 40))
+def test_a_text_that_cannot_fit_is_cut_as_if_it_had_been_tried(text: str, limit: int) -> None:
+    def points(part: str) -> list[int]:
+        assert len(part) <= limit * 2 or not bounded
+        return [ord(character) for character in part]
+
+    bounded = False
+    plain = fit(text, points, limit)
+    bounded = True
+    assert fit(text, points, limit, longest=2) == plain
+
+
+LONG = {
+    "without a mark": lambda size: "a" * size,
+    "of words": lambda size: "word " * (size // 5),
+    "of white space": lambda size: " " * size,
+    "of marks": lambda size: "?! " * (size // 3),
+    "of quotes behind marks": lambda size: ("." + '"' * 50) * (size // 51),
+}
+
+
+def halved(kind: str, size: int) -> None:
+    text = LONG[kind](size)
+    parts = [part for chunk in cut(Document("d", text), Chunking()) for part in fit(chunk, utf8, 4096, 1)]
+    assert "".join(part for part, _ in parts) == text
+    assert all(len(ids) <= 4096 for _, ids in parts)
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_document_of_one_long_line(kind: str) -> None:
+    halved(kind, 500_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LONG)
+def test_a_document_of_one_line_of_50_mb(kind: str) -> None:
+    start = time.perf_counter()
+    halved(kind, 50_000_000)
+    print(f"{kind}: {time.perf_counter() - start:.0f} s")
+
+
+def test_a_document_of_100_000_sentences() -> None:
+    text = numbered(100_000)
+    assert len(sentences(text)) == 100_000
+    assert "".join(cut(Document("d", text), Chunking())) == text

@@ -73,11 +73,11 @@ def test_what_is_packed_column_by_column_is_what_stands_in_the_shards(
     assert packed == expected
 
 
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(("damage", "reason"), [("missing", "missing"), ("damaged", "checksum differs")])
+def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path: Path, damage: str, reason: str) -> None:
     source = stage(tmp_path / "one", [document(str(n), [((n,), (), True)]) for n in range(5)])
     path = source.folder / "corpus-00001.parquet"
     path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-9] + b"otherwise")
-    with pytest.raises(UserError, match=f"corpus-00001.parquet is .*{damage}"):
+    with pytest.raises(UserError, match=f"corpus-00001.parquet is damaged .*{reason}"):
         corpus.write([source], tmp_path / "documents.arrow")
     assert not (tmp_path / "documents.arrow").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,49 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
         texts(f"disk:{tmp_path}/two", split="nope")
     with pytest.raises(UserError, match="cannot load dataset"):
         texts(f"disk:{tmp_path}/three")
+
+
+PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+
+
+def pack(path: Path, content: bytes) -> Path:
+    with pa.CompressedOutputStream(str(path), PACKED[path.suffix]) as file:
+        file.write(content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_packed_files(tmp_path: Path, suffix: str) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    assert texts(pack(tmp_path / f"a.jsonl{suffix}", lines)) == TEXTS
+    assert texts(pack(tmp_path / f"a.txt{suffix}", b"\xef\xbb\xbfone\r\ntwo")) == ["one\r\ntwo"]
+
+
+def test_a_gzip_file_of_several_parts(tmp_path: Path) -> None:
+    parts = [gzip.compress(json.dumps(row).encode() + b"\n") for row in ROWS]
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(parts))
+    assert texts(tmp_path / "a.jsonl.gz") == TEXTS
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_packed_file_that_was_cut_is_named_with_the_line_and_what_is_before_it_is_kept(
+    tmp_path: Path, suffix: str
+) -> None:
+    many = [{"text": f"{n} {random.Random(n).getrandbits(4000)}"} for n in range(400)]
+    path = pack(tmp_path / f"a.jsonl{suffix}", "".join(json.dumps(row) + "\n" for row in many).encode())
+    whole = path.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.999):
+        path.write_bytes(whole[: int(len(whole) * share)] or whole[:3])
+        with pytest.raises(UserError, match=rf"a\.jsonl\{suffix}:\d+: (cannot be read on|not valid JSON)"):
+            read(path)
+        skipped: list[str] = []
+        found = [d.text for d in read(path, skipped, malformed="skip")]
+        kept = found == [row["text"] for row in many[: len(found)]]  # no diff of so much text
+        assert kept and (suffix == ".bz2" or len(found) >= 400 * share - 250)  # which packs the file as one block
+        assert 1 <= len(skipped) <= 2
+    path.write_bytes(b"this is not packed at all")
+    with pytest.raises(UserError, match="cannot be read on"):
+        read(path)
 
 
 def test_a_world() -> None:
@@ -223,7 +268,7 @@ def test_files_that_are_not_what_they_are_called_are_named_or_skipped(tmp_path: 
     assert len(skipped) == 3
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.jsonl.gz"])
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.csv.gz", "rows.jsonl.xz"])
 def test_files_that_are_not_plain_text_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="convert them to JSONL, or set data.format"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latent_thoughts.config import Recipe, resolve
 from latent_thoughts.data import records
-from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.data.tokenizer import CONTROL_TOKENS, Codec
 from latent_thoughts.model import load_tokenizer
 from latent_thoughts.stages.prepare import SPLITS, initialise, prepare, split_of
 from latent_thoughts.types import Document, Manifest, UserError
@@ -248,3 +249,85 @@ def test_a_world_is_prepared_with_its_words(small: dict[str, Any], tmp_path: Pat
     for document in documents["corpus"]:
         assert len(document.chunks) == 2 and document.target == (False, True)
         assert set(records.oracle(document)) == {1}
+
+
+ODD = [
+    *[*CONTROL_TOKENS, "<eos>", "<s>", "\x00", "\r\n", "\r", "\n", "\u2028", "\ufeff", "\ufffd", "e\u0301", ". ", "! "],
+    *[
+        "。",
+        " ",
+        "\t",
+        "{text}",
+        "\\ud800",
+        '"',
+        "word",
+        "Zwölf",
+        "𝄞",
+        "\u202e",
+        "\x1b[31m",
+        "\U0001f468\u200d\U0001f469",
+    ],
+]
+
+
+def odd_texts(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+
+    def part() -> str:
+        if rng.random() < 0.7:
+            return rng.choice(ODD)
+        point = rng.randrange(0x110000)
+        return "?" if 0xD800 <= point < 0xE000 else chr(point)
+
+    return [f"{n}" + "".join(part() for _ in range(rng.randrange(40))) for n in range(count)]
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_odd_documents_come_out_as_they_went_in(values: dict[str, Any], tmp_path: Path, count: int) -> None:
+    """From JSONL to shards of chunks and ids, and back."""
+    texts = odd_texts(count, 0)
+    jsonl(tmp_path / "a.jsonl", texts)
+    recipe = resolve(values, ["data.shard_documents=200", "chunking.max_tokens=32"])
+    run(recipe, tmp_path / "run")
+    codec = Codec(load_tokenizer(tmp_path / "run" / "base" / "model")[0])
+    controls = {codec.tokenizer.get_vocab()[token] for token in (*CONTROL_TOKENS, "<eos>")}
+    seen = []
+    for split in SPLITS:
+        for document in records.documents(tmp_path / "run" / "prepare", split):
+            text = "".join(chunk.text for chunk in document.chunks)
+            ids = [i for chunk in document.chunks for i in chunk.ids]
+            assert codec.decode(ids) == text and controls.isdisjoint(ids)
+            seen.append(text)
+    assert sorted(seen) == sorted(texts)
+
+
+@pytest.mark.slow
+def test_a_document_of_100_000_sentences(values: dict[str, Any], tmp_path: Path) -> None:
+    text = "".join(f"Sentence {n}. " for n in range(100_000))
+    jsonl(tmp_path / "a.jsonl", [text])
+    found = texts_of(prepared(resolve(values), tmp_path / "run"))
+    assert set.union(*found.values()) == {text}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["word " * 10_000_000, "a" * 50_000_000], ids=["words", "one word"])
+def test_a_document_of_one_line_of_50_mb(values: dict[str, Any], tmp_path: Path, text: str) -> None:
+    jsonl(tmp_path / "a.jsonl", [text])
+    run(resolve(values, ["chunking.max_tokens=2048"]), tmp_path / "run")
+    [document] = [d for split in SPLITS for d in records.documents(tmp_path / "run" / "prepare", split)]
+    assert "".join(chunk.text for chunk in document.chunks) == text
+    assert max(len(chunk.ids) for chunk in document.chunks) <= 2048
+
+
+def test_a_malformed_row_in_a_file_of_odd_name_is_named_and_counted(values: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff\xfe.jsonl")).write_bytes(
+        b'{"text": "one"}\r\n{"text": 1.5}\r\n{"txt"\r\n{"text": null}'
+    )
+    values["data"]["source"] = str(folder)
+    with pytest.raises(UserError, match=r"\.jsonl:3: not valid JSON"):
+        run(resolve(values), tmp_path / "run")
+    counts = run(resolve(values, ["data.malformed=skip"]), tmp_path / "run").counts
+    assert counts["malformed"] == 2
+    assert sorted(name.rpartition(".jsonl:")[2][0] for name in counts if name.startswith("malformed:")) == ["3", "4"]

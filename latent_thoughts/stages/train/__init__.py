@@ -89,7 +89,7 @@ def train(
             loop(trainer, folder, _first(work / "held_out.arrow", config.held_out))
             _export(trainer, model_config, base, folder)
             if ranks.main:
-                Stage(folder, "train", key).close([], asdict(trainer.counters))
+                Stage(folder, "train", key).close([], asdict(trainer.counters), model="model")
         if ranks.main:  # what only an unfinished stage needs
             for path in folder.glob("*.arrow"):
                 path.unlink()

@@ -1,6 +1,6 @@
 """Checkpoints: model, optimizers, averages and the loader's place, written by any number of ranks and read by any.
 
-checkpoint_000500/   a folder of torch.distributed.checkpoint, and state.json; complete or absent
+checkpoint_000500/   a folder of torch.distributed.checkpoint, and state.json with their hashes; complete or absent
 
 Here a checkpoint gets its name when it is whole. In a store `state.json` makes it whole: it is put last and goes first;
 every machine puts what its ranks wrote.
@@ -23,9 +23,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from latent_thoughts import places, transfer
+from latent_thoughts.files import Damaged, settle
 from latent_thoughts.parallel import Ranks
+from latent_thoughts.seals import hashes, read_sealed, write_sealed
 from latent_thoughts.stages.train.safe_reading import Planner, Reader
-from latent_thoughts.store import read_json, settle, write_json
 from latent_thoughts.types import UserError
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -47,7 +48,7 @@ def there(path: Path) -> bool:
 
 def best(stage: Path) -> Path | None:
     """The one with the lowest held-out loss (of equal ones the first)."""
-    losses = [(read_json(path / "state.json")["held_out_loss"], path) for path in found(stage)]
+    losses = [(read_state(path)["held_out_loss"], path) for path in found(stage)]
     return min(((loss, path) for loss, path in losses if loss is not None), default=(0, None))[1]
 
 
@@ -62,8 +63,12 @@ def save(
     ranks.wait()
     weights, moments = get_state_dict(model, list(optimizers))
     values = {"model": weights, "optimizers": moments, "averages": averages}
-    with _in_one_process():
-        state_dict_saver.save(values, checkpoint_id=temporary)
+    try:
+        with _in_one_process():
+            state_dict_saver.save(values, checkpoint_id=temporary)
+    except BaseException:  # such as a full disk, on which it must not lie about
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     ranks.wait()
     if places.remote(path):
         if ranks.first_here:
@@ -71,16 +76,23 @@ def save(
             shutil.rmtree(temporary)
         ranks.wait()
         if ranks.main:
-            write_json(path / "state.json", state)
+            write_sealed(path / "state.json", state)
     elif ranks.main:
-        write_json(temporary / "state.json", state)
+        write_sealed(temporary / "state.json", {**state, "files": hashes(temporary)})
         shutil.rmtree(path, ignore_errors=True)
         settle(temporary, path)
     ranks.wait()
 
 
 def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, averages: dict[str, Any]) -> Any:
-    """Restores everything in place; returns the state. Raises UserError where a file is not what `save` wrote."""
+    """Restores everything in place; returns the state. Raises UserError for a checkpoint that is damaged."""
+    failed = None
+    try:
+        state = check(path) if ranks.main else read_state(path)
+    except UserError as error:
+        failed, state = error, None
+    if ranks.any(failed is not None):
+        raise failed or UserError(f"{path} is damaged")
     if ranks.first_here:  # one copy a machine
         transfer.local(path)
     ranks.wait()
@@ -98,7 +110,23 @@ def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, ave
     if ranks.first_here:
         transfer.forget(path)
     set_state_dict(model, list(optimizers), model_state_dict=weights, optim_state_dict=moments)
-    return read_json(path / "state.json")
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    return read_sealed(path / "state.json", "place", "counters", "recent", "held_out_loss")
+
+
+def check(path: Path) -> dict[str, Any]:
+    """A checkpoint's state. Raises UserError where one of its files is not what was written. (In a store, where every
+    machine puts its own, the hashes of files are not known.)"""
+    state = read_state(path)
+    if (known := state.get("files")) is not None:
+        there = hashes(path)
+        for name, value in known.items():
+            if there.get(name) != value:
+                raise Damaged(path / name, "checksum differs" if name in there else "it is missing")
+    return state
 
 
 @contextlib.contextmanager
