@@ -1,4 +1,4 @@
-"""The demo: EM on the built-in castle for several seeds side by side, and one report over all of them."""
+"""The demo: EM on a built-in world for several seeds side by side, and one report over all of them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from latent_thoughts.types import UserError
 def recipe_path(name: str) -> Path:
     """A recipe that comes with the package, or with its source tree."""
     here = Path(__file__).parent
-    for folder in (here / "recipes", here.parent / "recipes"):
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f"recipe {name} did not come with this installation")
+    found = {path.stem: path for root in (here.parent, here) for path in sorted(root.glob("recipes/*.yaml"))}
+    if name not in found:
+        raise UserError(f"no recipe {name!r} came with this installation (there are: {', '.join(found) or 'none'})")
+    return found[name]
 
 
-def demo(out: Path, seeds: list[int], samples: list[int], overrides: list[str]) -> None:
-    """Runs the castle recipe for every seed and writes OUT/results.json and OUT/report.html."""
+def demo(out: Path, seeds: list[int], samples: list[int], overrides: list[str], name: str = "castle") -> None:
+    """Runs the recipe `name` for every seed and writes OUT/results.json and OUT/report.html."""
     if not seeds:
         raise UserError("--seeds is empty: name at least one seed")
     extra = [f"em.samples={samples}"] if samples else []
-    recipe = load_recipe(recipe_path("castle.yaml"), [*overrides, *extra])
+    recipe = load_recipe(recipe_path(name), [*overrides, *extra])
     with run_lock(out):
         runlog.save_recipe(recipe, out)
         run_seeds(recipe, out, seeds)

@@ -82,7 +82,7 @@ class Chunking(Section):
     seed: int = 0
     max_tokens: Positive = 512  # a longer chunk is split, or refused
     oversize: Literal["split", "refuse"] = "split"
-    thoughts: Literal["all", "last"] = "all"  # which chunks of a document get a thought
+    thoughts: Literal["all", "last", "given"] = "all"  # which chunks get a thought; given: where the data has its own
 
 
 class Model(Section):

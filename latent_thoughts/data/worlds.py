@@ -1,18 +1,19 @@
 """Built-in corpora: compressed documents whose hidden derivation is known.
 
-Every world draws its facts and documents from one seed. A document has two pieces, question and
-answer, and an oracle thought before the answer. The teacher's documents need only facts that the
-teacher knows; `meta.known` tells whether a document does. Problems (what decides the answer) are
-held out by hash, so that a held-out problem occurs in no training document.
+Every world draws its facts and documents from one seed. A document has a question and an answer, or
+several in a chain, each a piece, and an oracle thought before every answer. The teacher's documents
+need only facts that the teacher knows; `meta.known` tells whether a document does (a held-out one:
+whether its last answer does, which is the one that is asked for). Problems (what decides the answer)
+are held out by hash, so that a held-out problem occurs in no training document.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,30 +27,45 @@ PEOPLE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Question and answer without the person's name; `{}` stands for it. `facts` are what it needs."""
+    """Question and answer without the person's name; `{}` stands for it. `facts` are what it needs.
+
+    In a chain a problem begins in the state in which the one before it ended.
+    """
 
     question: str
     answer: str
     thought: str
     facts: frozenset[int]
+    begins: int = 0
+    ends: int = 0
 
 
-class Generator(Protocol):
+class Generator(ABC):
     fact_count: int
+    chained = 1  # problems in a document
 
+    def __init__(self, seed: int): ...
+
+    @abstractmethod
     def words(self) -> list[str]: ...
 
+    @abstractmethod
     def problems(self) -> Iterator[list[Problem]]:
         """All problems, in groups (by length) that documents are drawn from evenly."""
-        ...
+
+    def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
+        """Question, answer and thought of each problem of a document; `asked` where models are asked for the last."""
+        for problem in chain:
+            yield problem.question, problem.answer, problem.thought
 
 
-class Castle:
+class Castle(Generator):
     """Walks through a castle nobody has mapped: 8 rooms x 4 moves, each move a permutation."""
 
     ROOMS = "attic cellar den gallery hall kitchen library tower".split()
     MOVES = "north east south west".split()
     LENGTHS = (2, 3, 4)
+    PHRASES = "starts in so ends ."
 
     def __init__(self, seed: int):
         rng = np.random.default_rng([seed, 1])
@@ -57,8 +73,8 @@ class Castle:
         self.fact_count = self.table.size
 
     def words(self) -> list[str]:
-        numbers = [str(n + 1) for n in range(max(self.LENGTHS))]
-        plain = [*PEOPLE, *self.ROOMS, *self.MOVES, *numbers, *"starts in so ends .".split()]
+        numbers = [str(n + 1) for n in range(self.chained * max(self.LENGTHS))]
+        plain = [*PEOPLE, *self.ROOMS, *self.MOVES, *numbers, *self.PHRASES.split()]
         return [word + " " for word in plain] + ["."]
 
     def problems(self) -> Iterator[list[Problem]]:
@@ -72,12 +88,49 @@ class Castle:
             facts.add(room * len(self.MOVES) + move)
             room = int(self.table[move, room])
             thought += f"{self.MOVES[move]} {self.ROOMS[room]} "
-        steps = " ".join(f"{n} {self.MOVES[move]}" for n, move in enumerate(route, 1))
-        question = f"{{}} starts in {self.ROOMS[start]} . {steps} . "
-        return Problem(question, f"so {{}} ends in {self.ROOMS[room]} .", thought, frozenset(facts))
+        question = f"{{}} starts in {self.ROOMS[start]} . {_numbered(self.MOVES[move] for move in route)} . "
+        return Problem(question, f"so {{}} ends in {self.ROOMS[room]} .", thought, frozenset(facts), start, room)
 
 
-class Stories:
+def _numbered(words: Iterable[str], first: int = 1) -> str:
+    return " ".join(f"{n} {word}" for n, word in enumerate(words, first))
+
+
+class Hindsight(Castle):
+    """Three walks through the castle, each from where the one before it ended, whose questions hide moves.
+
+    Half of the moves, and at least one a walk, are `?` in the question; which are hidden does not depend on what
+    they are. The answer names the room first and then the whole route. So what a question shows does not settle the
+    answer, and only who has read the answer knows which walk the thought must retrace. What is asked of a model, the
+    last walk of a held-out document, hides nothing: its answer is settled by its question and by the room where
+    the text says that the walk before it ended. Moves are numbered through the document.
+    """
+
+    PHRASES = f"{Castle.PHRASES} by then ?"
+    HIDDEN = 0.5
+    chained = 3
+
+    def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
+        first = 1
+        for n, problem in enumerate(chain):
+            moves, rooms = problem.thought.split()[::2], problem.thought.split()[1::2]
+            last = n == len(chain) - 1
+            shown = moves if asked and last else self._hide(moves, rng)
+            start = "then" if n else f"{{}} starts in {self.ROOMS[problem.begins]} ."
+            yield (
+                f"{start} {_numbered(shown, first)} . ",
+                f"so {{}} ends in {rooms[-1]} by {_numbered(moves, first)} .{'' if last else ' '}",
+                _numbered((f"{move} {room}" for move, room in zip(moves, rooms, strict=True)), first) + " ",
+            )
+            first += len(moves)
+
+    def _hide(self, moves: list[str], rng: np.random.Generator) -> list[str]:
+        hidden = rng.random(len(moves)) < self.HIDDEN
+        hidden[rng.integers(len(moves))] = True
+        return ["?" if h else move for h, move in zip(hidden, moves, strict=True)]
+
+
+class Stories(Generator):
     """Short arithmetic stories in plain English that state only question and answer.
 
     A fact is what a verb does to a count between 0 and 19 (sums wrap around at 20).
@@ -119,7 +172,7 @@ class Stories:
         return Problem(question, f"Now {{}} has {count} .", thought, frozenset(facts))
 
 
-WORLDS: dict[str, type[Any]] = {"castle": Castle, "stories": Stories}
+WORLDS: dict[str, type[Generator]] = {"castle": Castle, "hindsight": Hindsight, "stories": Stories}
 
 
 def make(name: str, seed: int) -> Generator:
@@ -141,17 +194,18 @@ def documents(name: str, config: World, seed: int) -> Iterator[Document]:
         raise UserError("data.world: no problem of some length needs known facts alone: raise known_share")
     if not all(training):
         raise UserError("data.world: every problem of some length is held out: lower held_out_share")
-
-    def draw(pool: list[list[Problem]]) -> Problem:
-        group = pool[rng.integers(len(pool))]
-        return group[rng.integers(len(group))]
-
     for n in range(config.teacher_documents):
-        yield _document(f"teacher-{n:05}", "warm_start", draw(taught), known, rng)
+        chain = _chain(world, taught, _draw(taught, rng), rng)
+        yield _document(world, f"teacher-{n:05}", "warm_start", chain, known, rng)
     for n in range(config.documents):
-        yield _document(f"corpus-{n:05}", "corpus", draw(training), known, rng)
+        chain = _chain(world, training, _draw(training, rng), rng)
+        yield _document(world, f"corpus-{n:05}", "corpus", chain, known, rng)
     for n, problem in enumerate(held_out):
-        yield _document(f"held-out-{n:05}", "held_out", problem, known, rng)
+        chain = _chain(world, training, problem, rng)
+        yield _document(world, f"held-out-{n:05}", "held_out", chain, known, rng)
+
+
+Pool = Sequence[Sequence[Problem]]  # by length
 
 
 def _held_out(problem: Problem, seed: int, share: float) -> bool:
@@ -159,8 +213,29 @@ def _held_out(problem: Problem, seed: int, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _document(name: str, split: str, problem: Problem, known: set[int], rng: np.random.Generator) -> Document:
+def _draw(pool: Pool, rng: np.random.Generator) -> Problem:
+    group = pool[rng.integers(len(pool))]
+    return group[rng.integers(len(group))]
+
+
+def _chain(world: Generator, pool: Pool, last: Problem, rng: np.random.Generator) -> list[Problem]:
+    """A document's problems, drawn backwards from its last one."""
+    chain = [last]
+    while len(chain) < world.chained:
+        before = [found for group in pool if (found := [p for p in group if p.ends == chain[0].begins])]
+        if not before:
+            raise UserError("data.world: nothing that may be drawn ends where a problem begins: raise known_share")
+        chain.insert(0, _draw(before, rng))
+    return chain
+
+
+def _document(
+    world: Generator, name: str, split: str, chain: list[Problem], known: set[int], rng: np.random.Generator
+) -> Document:
+    asked = split == "held_out"
     person = PEOPLE[rng.integers(len(PEOPLE))]
-    question, answer = (text.replace("{}", person) for text in (problem.question, problem.answer))
-    meta = {"split": split, "known": problem.facts <= known}
-    return Document(name, question + answer, meta, (question, answer), {1: problem.thought})
+    parts = [[text.replace("{}", person) for text in part] for part in world.write(chain, asked, rng)]
+    pieces = tuple(text for question, answer, _ in parts for text in (question, answer))
+    thoughts = {2 * n + 1: thought for n, (_, _, thought) in enumerate(parts)}
+    facts = frozenset[int]().union(*(problem.facts for problem in (chain[-1:] if asked else chain)))
+    return Document(name, "".join(pieces), {"split": split, "known": facts <= known}, pieces, thoughts)

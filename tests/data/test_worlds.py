@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from latent_thoughts.data.tokenizer import Codec, add_control_tokens, word_token
 from latent_thoughts.types import Document, UserError
 
 SMALL = World(documents=400, teacher_documents=60)
-NAMES = ["castle", "stories"]
+NAMES = ["castle", "hindsight", "stories"]
 
 
 @functools.cache
@@ -31,6 +33,37 @@ def problem(document: Document) -> str:
     assert document.pieces is not None
     person = document.pieces[0].split()[0]
     return re.sub(rf"\b{person}\b", "{}", document.pieces[0])
+
+
+def problems(name: str, document: Document) -> list[str]:
+    """What decides a document's answers, one by one."""
+    if name != "hindsight":
+        return [problem(document)]
+    return [f"{walk.start} {' '.join(walk.moves)}" for walk in walks(document)]
+
+
+class Walk(NamedTuple):
+    start: str
+    shown: list[str]  # of the question, "?" where a move is hidden
+    moves: list[str]  # of the answer
+    end: str
+    rooms: list[str]  # of the thought
+
+
+def walks(document: Document) -> list[Walk]:
+    """The walks of a hindsight document, read from its pieces and thoughts; checks their form."""
+    pieces, found, number = document.pieces or (), [], 1
+    person, start = re.match(r"(\w+) starts in (\w+) \. ", pieces[0]).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    for n, (question, answer) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
+        route = question.removeprefix(f"{person} starts in {start} . " if n == 0 else "then ").removesuffix(" . ")
+        end, told = re.fullmatch(rf"so {person} ends in (\w+) by (.*) \. ?", answer).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        thought = document.thoughts[2 * n + 1].split()
+        numbers = [str(number + k) for k in range(len(thought) // 3)]
+        assert route.split()[::2] == told.split()[::2] == thought[::3] == numbers
+        assert told.split()[1::2] == thought[1::3]
+        found.append(Walk(start, route.split()[1::2], told.split()[1::2], end, thought[2::3]))
+        number, start = number + len(numbers), end
+    return found
 
 
 def transitions(document: Document) -> list[tuple[str, str, str]]:
@@ -68,6 +101,58 @@ def test_the_thought_is_not_in_the_castles_text() -> None:
         assert written == {steps[0][0], steps[-1][2]}
 
 
+def test_hindsight_walks_follow_one_map_and_begin_where_the_one_before_ended() -> None:
+    table: dict[tuple[str, str], str] = {}
+    for document in documents("hindsight"):
+        found = walks(document)
+        assert len(found) == 3
+        for walk in found:
+            for room, move, after in zip([walk.start, *walk.rooms], walk.moves, walk.rooms, strict=False):
+                assert table.setdefault((room, move), after) == after
+            assert walk.rooms[-1] == walk.end
+            assert all(shown in ("?", move) for shown, move in zip(walk.shown, walk.moves, strict=True))
+    assert len(table) == 32
+
+
+def test_hindsight_questions_hide_moves_but_the_one_that_is_asked_hides_none() -> None:
+    for document in documents("hindsight"):
+        *before, last = walks(document)
+        assert all("?" in walk.shown for walk in before)
+        assert ("?" in last.shown) == (document.meta["split"] != "held_out")
+
+
+def test_who_sees_the_question_alone_cannot_know_the_hidden_moves_or_the_answer() -> None:
+    """A guesser who knows the whole map and how often each walk is drawn, against one who reads the answer too."""
+    world = World(documents=4000, teacher_documents=0)
+    drawn = [d for d in worlds.documents("hindsight", world, 0) if d.meta["split"] == "corpus"]
+    seen = [walk for document in drawn for walk in walks(document)]
+    moves, ends = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
+    for walk in seen:
+        question = f"{walk.start} {walk.shown}"
+        moves[question][" ".join(walk.moves)] += 1
+        ends[question][walk.end] += 1
+    often = {question: found for question, found in moves.items() if found.total() >= 30}
+    assert sum(found.total() for found in often.values()) > 0.4 * len(seen)
+    right = sum(found.most_common(1)[0][1] for found in often.values()) / sum(f.total() for f in often.values())
+    assert right < 0.35  # one hidden move is guessed right in one of four cases, if none is held out
+    right = sum(ends[q].most_common(1)[0][1] for q in often) / sum(f.total() for f in often.values())
+    assert right < 0.5
+    rooms = defaultdict[str, set[str]](set)
+    for walk in seen:
+        rooms[f"{walk.start} {walk.moves}"].add(" ".join(walk.rooms))
+    assert all(len(found) == 1 for found in rooms.values())  # with the answer read there is one thought
+
+
+def test_which_moves_are_hidden_does_not_depend_on_them() -> None:
+    hidden, shown = Counter[str](), Counter[str]()
+    for document in documents("hindsight"):
+        for walk in walks(document)[:2]:
+            for move, as_shown in zip(walk.moves, walk.shown, strict=True):
+                (hidden if as_shown == "?" else shown)[move] += 1
+    shares = [hidden[move] / (hidden[move] + shown[move]) for move in worlds.Castle.MOVES]
+    assert max(shares) - min(shares) < 0.08
+
+
 AMOUNTS = {"two": 2, "three": 3, "four": 4, "five": 5, "one": 1}
 SIGNS = {"finds": 1, "wins": 1, "loses": -1, "gives": -1}
 
@@ -90,7 +175,8 @@ def test_stories_add_up() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_documents_are_question_and_answer(name: str) -> None:
     for document in documents(name):
-        assert document.pieces is not None and len(document.pieces) == 2
+        assert document.pieces is not None and len(document.pieces) == 2 * worlds.WORLDS[name].chained
+        assert list(document.thoughts) == list(range(1, len(document.pieces), 2))
         assert "".join(document.pieces) == document.text
         assert "{}" not in document.text
     assert len({d.id for d in documents(name)}) == len(documents(name))
@@ -100,8 +186,9 @@ def test_documents_are_question_and_answer(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [0, 5])
 def test_held_out_problems_occur_nowhere_in_training(name: str, seed: int) -> None:
-    held_out = [problem(d) for d in split(name, "held_out", seed)]
-    training = {problem(d) for d in documents(name, seed) if d.meta["split"] != "held_out"}
+    held_out = [problems(name, d)[-1] for d in split(name, "held_out", seed)]
+    before = {p for d in split(name, "held_out", seed) for p in problems(name, d)[:-1]}
+    training = before.union(*(problems(name, d) for d in documents(name, seed) if d.meta["split"] != "held_out"))
     assert len(set(held_out)) == len(held_out) > 0
     assert training.isdisjoint(held_out)
 
@@ -123,6 +210,20 @@ def test_the_teacher_knows_the_share_of_facts_it_should_and_uses_no_other() -> N
     for document in made:
         if document.meta["split"] == "held_out" and document.meta["known"]:
             assert {step[:2] for step in transitions(document)} <= taught
+
+
+def test_the_teacher_knows_what_all_walks_of_its_documents_need() -> None:
+    config = World(documents=1, teacher_documents=400)
+    made = list(worlds.documents("hindsight", config, 0))
+
+    def steps(walk: Walk) -> set[tuple[str, str]]:
+        return set(zip([walk.start, *walk.rooms[:-1]], walk.moves, strict=True))
+
+    taught = {step for d in made if d.meta["split"] == "warm_start" for walk in walks(d) for step in steps(walk)}
+    assert 20 < len(taught) <= round(0.8 * 32)
+    for document in made:
+        if document.meta["split"] == "held_out":  # by the walk that is asked, whatever came before it
+            assert document.meta["known"] == (steps(walks(document)[-1]) <= taught)
 
 
 def test_teacher_documents_are_known_in_every_world() -> None:
@@ -157,6 +258,13 @@ def test_all_texts_and_thoughts_are_words_of_the_world(name: str) -> None:
 def test_the_seed_decides_everything(name: str) -> None:
     assert list(worlds.documents(name, SMALL, 3)) == list(worlds.documents(name, SMALL, 3))
     assert [d.text for d in documents(name, 0)] != [d.text for d in documents(name, 1)]
+
+
+def test_a_chain_with_no_beginning_is_refused() -> None:
+    config = World(documents=1, teacher_documents=300, known_share=0.3)
+    with pytest.raises(UserError, match="raise known_share"):
+        for seed in range(20):
+            list(worlds.documents("hindsight", config, seed))
 
 
 def test_castles_of_other_seeds_have_other_maps() -> None:
