@@ -38,6 +38,7 @@ class World(Section):
     teacher_documents: Annotated[int, Field(ge=0)] = 150
     known_share: Share = 0.8  # share of the world's facts that the teacher's thoughts use
     held_out_share: Share = 0.2  # share of the problems that occur in no training document
+    chain: Positive = 1  # walks in a document, each from where the one before it ended (world:hindsight)
     seed: Seed | None = None  # default: the run's seed
 
 

@@ -42,7 +42,7 @@ class Problem:
 
 class Generator(ABC):
     fact_count: int
-    chained = 1  # problems in a document
+    chains = False  # whether problems can follow each other in a document
 
     def __init__(self, seed: int): ...
 
@@ -53,10 +53,10 @@ class Generator(ABC):
     def problems(self) -> Iterator[list[Problem]]:
         """All problems, in groups (by length) that documents are drawn from evenly."""
 
-    def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
-        """Question, answer and thought of each problem of a document; `asked` where models are asked for the last."""
+    def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        """Question and answer of each problem of a document; `asked` where models are asked for the last."""
         for problem in chain:
-            yield problem.question, problem.answer, problem.thought
+            yield problem.question, problem.answer
 
 
 class Castle(Generator):
@@ -73,7 +73,7 @@ class Castle(Generator):
         self.fact_count = self.table.size
 
     def words(self) -> list[str]:
-        numbers = [str(n + 1) for n in range(self.chained * max(self.LENGTHS))]
+        numbers = [str(n + 1) for n in range(max(self.LENGTHS))]
         plain = [*PEOPLE, *self.ROOMS, *self.MOVES, *numbers, *self.PHRASES.split()]
         return [word + " " for word in plain] + ["."]
 
@@ -92,42 +92,33 @@ class Castle(Generator):
         return Problem(question, f"so {{}} ends in {self.ROOMS[room]} .", thought, frozenset(facts), start, room)
 
 
-def _numbered(words: Iterable[str], first: int = 1) -> str:
-    return " ".join(f"{n} {word}" for n, word in enumerate(words, first))
+def _numbered(words: Iterable[str]) -> str:
+    return " ".join(f"{n} {word}" for n, word in enumerate(words, 1))
 
 
 class Hindsight(Castle):
-    """Three walks through the castle, each from where the one before it ended, whose questions hide moves.
+    """Walks through the castle whose questions hide a move, in a chain each from where the one before it ended.
 
-    Half of the moves, and at least one a walk, are `?` in the question; which are hidden does not depend on what
-    they are. The answer names the room first and then the whole route. So what a question shows does not settle the
+    One move of a walk, whichever it is, is `?` in the question. The answer names the room first and then the whole route. So what a question shows does not settle the
     answer, and only who has read the answer knows which walk the thought must retrace. What is asked of a model, the
     last walk of a held-out document, hides nothing: its answer is settled by its question and by the room where
-    the text says that the walk before it ended. Moves are numbered through the document.
+    the walk before it ended, which the text says.
     """
 
     PHRASES = f"{Castle.PHRASES} by then ?"
-    HIDDEN = 0.5
-    chained = 3
+    chains = True
 
-    def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
-        first = 1
-        for n, problem in enumerate(chain):
-            moves, rooms = problem.thought.split()[::2], problem.thought.split()[1::2]
-            last = n == len(chain) - 1
-            shown = moves if asked and last else self._hide(moves, rng)
-            start = "then" if n else f"{{}} starts in {self.ROOMS[problem.begins]} ."
+    def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        for n, problem in enumerate(chain, 1):
+            moves = problem.thought.split()[::2]
+            hidden = None if asked and n == len(chain) else rng.integers(len(moves))
+            shown = ["?" if place == hidden else move for place, move in enumerate(moves)]
+            start = "then" if n > 1 else f"{{}} starts in {self.ROOMS[problem.begins]} ."
+            more = " " if n < len(chain) else ""
             yield (
-                f"{start} {_numbered(shown, first)} . ",
-                f"so {{}} ends in {rooms[-1]} by {_numbered(moves, first)} .{'' if last else ' '}",
-                _numbered((f"{move} {room}" for move, room in zip(moves, rooms, strict=True)), first) + " ",
+                f"{start} {_numbered(shown)} . ",
+                f"so {{}} ends in {self.ROOMS[problem.ends]} by {_numbered(moves)} .{more}",
             )
-            first += len(moves)
-
-    def _hide(self, moves: list[str], rng: np.random.Generator) -> list[str]:
-        hidden = rng.random(len(moves)) < self.HIDDEN
-        hidden[rng.integers(len(moves))] = True
-        return ["?" if h else move for h, move in zip(hidden, moves, strict=True)]
 
 
 class Stories(Generator):
@@ -185,6 +176,8 @@ def make(name: str, seed: int) -> Generator:
 def documents(name: str, config: World, seed: int) -> Iterator[Document]:
     """The teacher's documents, the corpus, and the held-out problems once each; `meta.split` tells which."""
     world, rng = make(name, seed), np.random.default_rng([seed, 3])
+    if config.chain > 1 and not world.chains:
+        raise UserError(f"data.world.chain: problems of the world {name!r} stand alone")
     known = set(rng.permutation(world.fact_count)[: round(config.known_share * world.fact_count)].tolist())
     groups = [[p for p in group] for group in world.problems()]
     held_out = [p for group in groups for p in group if _held_out(p, seed, config.held_out_share)]
@@ -195,13 +188,13 @@ def documents(name: str, config: World, seed: int) -> Iterator[Document]:
     if not all(training):
         raise UserError("data.world: every problem of some length is held out: lower held_out_share")
     for n in range(config.teacher_documents):
-        chain = _chain(world, taught, _draw(taught, rng), rng)
+        chain = _chain(taught, _draw(taught, rng), config.chain, rng)
         yield _document(world, f"teacher-{n:05}", "warm_start", chain, known, rng)
     for n in range(config.documents):
-        chain = _chain(world, training, _draw(training, rng), rng)
+        chain = _chain(training, _draw(training, rng), config.chain, rng)
         yield _document(world, f"corpus-{n:05}", "corpus", chain, known, rng)
     for n, problem in enumerate(held_out):
-        chain = _chain(world, training, problem, rng)
+        chain = _chain(training, problem, config.chain, rng)
         yield _document(world, f"held-out-{n:05}", "held_out", chain, known, rng)
 
 
@@ -218,10 +211,10 @@ def _draw(pool: Pool, rng: np.random.Generator) -> Problem:
     return group[rng.integers(len(group))]
 
 
-def _chain(world: Generator, pool: Pool, last: Problem, rng: np.random.Generator) -> list[Problem]:
+def _chain(pool: Pool, last: Problem, length: int, rng: np.random.Generator) -> list[Problem]:
     """A document's problems, drawn backwards from its last one."""
     chain = [last]
-    while len(chain) < world.chained:
+    while len(chain) < length:
         before = [found for group in pool if (found := [p for p in group if p.ends == chain[0].begins])]
         if not before:
             raise UserError("data.world: nothing that may be drawn ends where a problem begins: raise known_share")
@@ -234,8 +227,8 @@ def _document(
 ) -> Document:
     asked = split == "held_out"
     person = PEOPLE[rng.integers(len(PEOPLE))]
-    parts = [[text.replace("{}", person) for text in part] for part in world.write(chain, asked, rng)]
-    pieces = tuple(text for question, answer, _ in parts for text in (question, answer))
-    thoughts = {2 * n + 1: thought for n, (_, _, thought) in enumerate(parts)}
+    written = world.write(chain, asked, rng)
+    pieces = tuple(text.replace("{}", person) for pair in written for text in pair)
+    thoughts = {2 * n + 1: problem.thought for n, problem in enumerate(chain)}
     facts = frozenset[int]().union(*(problem.facts for problem in (chain[-1:] if asked else chain)))
     return Document(name, "".join(pieces), {"split": split, "known": facts <= known}, pieces, thoughts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter, defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +21,13 @@ NAMES = ["castle", "hindsight", "stories"]
 
 @functools.cache
 def documents(name: str, seed: int = 0) -> list[Document]:
-    return list(worlds.documents(name, SMALL, seed))
+    return list(worlds.documents(name, size(name), seed))
+
+
+def size(name: str, **values: Any) -> World:
+    """Walks of the hindsight world come by three."""
+    chain = 3 if name == "hindsight" else 1
+    return SMALL.model_copy(update={"chain": chain, **values})
 
 
 def split(name: str, which: str, seed: int = 0) -> list[Document]:
@@ -52,17 +58,16 @@ class Walk(NamedTuple):
 
 def walks(document: Document) -> list[Walk]:
     """The walks of a hindsight document, read from its pieces and thoughts; checks their form."""
-    pieces, found, number = document.pieces or (), [], 1
+    pieces, found = document.pieces or (), []
     person, start = re.match(r"(\w+) starts in (\w+) \. ", pieces[0]).groups()  # pyright: ignore[reportOptionalMemberAccess]
     for n, (question, answer) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
         route = question.removeprefix(f"{person} starts in {start} . " if n == 0 else "then ").removesuffix(" . ")
         end, told = re.fullmatch(rf"so {person} ends in (\w+) by (.*) \. ?", answer).groups()  # pyright: ignore[reportOptionalMemberAccess]
         thought = document.thoughts[2 * n + 1].split()
-        numbers = [str(number + k) for k in range(len(thought) // 3)]
-        assert route.split()[::2] == told.split()[::2] == thought[::3] == numbers
-        assert told.split()[1::2] == thought[1::3]
-        found.append(Walk(start, route.split()[1::2], told.split()[1::2], end, thought[2::3]))
-        number, start = number + len(numbers), end
+        assert route.split()[::2] == told.split()[::2] == [str(k + 1) for k in range(len(thought) // 2)]
+        assert told.split()[1::2] == thought[::2]
+        found.append(Walk(start, route.split()[1::2], told.split()[1::2], end, thought[1::2]))
+        start = end
     return found
 
 
@@ -123,8 +128,8 @@ def test_hindsight_questions_hide_moves_but_the_one_that_is_asked_hides_none() -
 
 def test_who_sees_the_question_alone_cannot_know_the_hidden_moves_or_the_answer() -> None:
     """A guesser who knows the whole map and how often each walk is drawn, against one who reads the answer too."""
-    world = World(documents=4000, teacher_documents=0)
-    drawn = [d for d in worlds.documents("hindsight", world, 0) if d.meta["split"] == "corpus"]
+    config = size("hindsight", documents=4000, teacher_documents=0)
+    drawn = [d for d in worlds.documents("hindsight", config, 0) if d.meta["split"] == "corpus"]
     seen = [walk for document in drawn for walk in walks(document)]
     moves, ends = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     for walk in seen:
@@ -175,7 +180,7 @@ def test_stories_add_up() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_documents_are_question_and_answer(name: str) -> None:
     for document in documents(name):
-        assert document.pieces is not None and len(document.pieces) == 2 * worlds.WORLDS[name].chained
+        assert document.pieces is not None and len(document.pieces) == 2 * size(name).chain
         assert list(document.thoughts) == list(range(1, len(document.pieces), 2))
         assert "".join(document.pieces) == document.text
         assert "{}" not in document.text
@@ -213,8 +218,7 @@ def test_the_teacher_knows_the_share_of_facts_it_should_and_uses_no_other() -> N
 
 
 def test_the_teacher_knows_what_all_walks_of_its_documents_need() -> None:
-    config = World(documents=1, teacher_documents=400)
-    made = list(worlds.documents("hindsight", config, 0))
+    made = list(worlds.documents("hindsight", size("hindsight", documents=1, teacher_documents=400), 0))
 
     def steps(walk: Walk) -> set[tuple[str, str]]:
         return set(zip([walk.start, *walk.rooms[:-1]], walk.moves, strict=True))
@@ -256,15 +260,27 @@ def test_all_texts_and_thoughts_are_words_of_the_world(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides_everything(name: str) -> None:
-    assert list(worlds.documents(name, SMALL, 3)) == list(worlds.documents(name, SMALL, 3))
+    assert list(worlds.documents(name, size(name), 3)) == list(worlds.documents(name, size(name), 3))
     assert [d.text for d in documents(name, 0)] != [d.text for d in documents(name, 1)]
 
 
 def test_a_chain_with_no_beginning_is_refused() -> None:
-    config = World(documents=1, teacher_documents=300, known_share=0.3)
-    with pytest.raises(UserError, match="raise known_share"):
+    """Where the teacher knows little, no walk of its own may lead to where one of its walks begins."""
+    config = size("hindsight", documents=1, teacher_documents=300, known_share=0.4)
+    with pytest.raises(UserError, match="ends where a problem begins: raise known_share"):
         for seed in range(20):
             list(worlds.documents("hindsight", config, seed))
+
+
+@pytest.mark.parametrize("name", ["castle", "stories"])
+def test_a_chain_of_problems_that_stand_alone_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="data.world.chain"):
+        list(worlds.documents(name, size(name, chain=2), 0))
+
+
+def test_a_single_walk_of_the_hindsight_world_says_where_it_starts() -> None:
+    for document in worlds.documents("hindsight", size("hindsight", chain=1), 0):
+        assert len(walks(document)) == 1
 
 
 def test_castles_of_other_seeds_have_other_maps() -> None:
