@@ -10,7 +10,7 @@ demo: .venv/demo.stamp
 	$(BIN)/latent-thoughts demo --out runs/demo
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-browser: .venv/browser.stamp
 	$(BIN)/python -m pytest -m browser tests/stages/report

@@ -49,8 +49,9 @@ EXECUTORS = {"local": {"kind": "local", "workers": 2}, "ray": {"kind": "ray", "w
 
 def prepare(run: Path, count: int) -> None:
     """A model and prepared shards of one chunk a document, as the stages before would leave them."""
+    stage = Stage(run / "train", "train", "model")  # first: it moves aside what it does not know
     estep.prepare(run / "train" / "model", "bfloat16")
-    Stage(run / "train", "train", "model").close([], {})
+    stage.close([], {})
     codec, rng = Codec(models.load_tokenizer(run / "train" / "model")[0]), np.random.default_rng(0)
     stories = worlds.documents("stories", World(documents=20 * count, teacher_documents=0), 0)
     ids, documents, at = codec.encode("\n".join(d.text for d in stories)), [], 0

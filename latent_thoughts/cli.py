@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -81,6 +81,32 @@ def demo(
     from latent_thoughts.demo import demo as run
 
     run(out, _integers(seeds, "--seeds"), _integers(samples, "--samples"), set_ or [], recipe)
+
+
+@app.command
+def experiment(
+    name: Annotated[str, Parameter(help="methods, bootstrap, samples, ablations, or a YAML file like theirs.")],
+    overrides: Overrides = None,
+    *,
+    size: Annotated[
+        Literal["tiny", "small", "paper"],
+        Parameter(help="tiny: the castle, on a laptop; small: SmolLM2-135M on GSM8K; paper: is planned, not run."),
+    ] = "tiny",
+    seeds: Annotated[str, Parameter(help="Comma-separated; a verdict needs two at least.")] = "0,1,2",
+    out: Out,
+    limit: Limit = None,
+) -> None:
+    """Run one of the paper's experiments for several seeds: tables, figures, a report, and verdict.json."""
+    from latent_thoughts import experiment as experiments
+
+    limits = [] if limit is None else [f"data.limit={limit}"]
+    changes, numbers = [*(overrides or []), *limits], _integers(seeds, "--seeds")
+    if size == "paper":
+        from latent_thoughts.scale.estimate import estimate, show
+
+        show(estimate(experiments.named(name).recipe(size, changes)), None)
+        return
+    experiments.experiment(name, size, numbers, out, changes)
 
 
 def _integers(text: str, name: str) -> list[int]:

@@ -2,98 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-import time
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
-from latent_thoughts import runlog
-from latent_thoughts.config import Recipe, load_recipe, parse
+from latent_thoughts import seeds
+from latent_thoughts.config import load_recipe
 from latent_thoughts.stages.report import report
-from latent_thoughts.store import read_json, run_lock, write_json
-from latent_thoughts.types import UserError
+from latent_thoughts.store import run_lock
 
 
-def recipe_path(name: str) -> Path:
-    """A recipe that comes with the package, or with its source tree."""
-    here = Path(__file__).parent
-    found = {path.stem: path for root in (here.parent, here) for path in sorted(root.glob("recipes/*.yaml"))}
-    if name not in found:
-        raise UserError(f"no recipe {name!r} came with this installation (there are: {', '.join(found) or 'none'})")
-    return found[name]
-
-
-def demo(out: Path, seeds: list[int], samples: list[int], overrides: list[str], name: str = "castle") -> None:
+def demo(out: Path, numbers: list[int], samples: list[int], overrides: list[str], name: str = "castle") -> None:
     """Runs the recipe `name` for every seed and writes OUT/results.json and OUT/report.html."""
-    if not seeds:
-        raise UserError("--seeds is empty: name at least one seed")
     extra = [f"em.samples={samples}"] if samples else []
-    recipe = load_recipe(recipe_path(name), [*overrides, *extra])
+    recipe = load_recipe(seeds.recipe_path(f"{name}.yaml"), [*overrides, *extra])
     with run_lock(out):
-        runlog.save_recipe(recipe, out)
-        run_seeds(recipe, out, seeds)
-        merge(out, seeds)
+        seeds.run(recipe, out, numbers)
         report(out)
-
-
-def run_seeds(recipe: Recipe, out: Path, seeds: list[int]) -> None:
-    """One process a seed, as many at a time as there are cores."""
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    workers = min(len(seeds), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(events,)) as pool:
-        values = recipe.model_dump()
-        jobs = [pool.submit(_run_seed, values, out / f"seed_{seed}", seed) for seed in seeds]
-        _show(jobs, events)
-        for job in jobs:
-            job.result()
-
-
-def _show(jobs: list[Future[None]], events: Any) -> None:
-    with runlog.Bars() as bars:
-        pending = set(jobs)
-        while pending:
-            done, pending = wait(pending, timeout=0.2)
-            while not events.empty():
-                seed, event = events.get()
-                bars.show(f"seed {seed}: ", event)
-            if any(job.exception() for job in done):
-                for job in pending:
-                    job.cancel()
-                return
-
-
-def _run_seed(values: dict[str, Any], folder: Path, seed: int) -> None:
-    from latent_thoughts.em import em
-    from latent_thoughts.model import set_up_torch
-
-    recipe = parse(Recipe, {**values, "seed": seed}, "recipe")
-    set_up_torch(recipe.threads)
-    with run_lock(folder), runlog.sent_to(lambda event: _events.put((seed, event))):
-        em(recipe, folder)
-
-
-_events: Any = None  # a worker's way to its parent
-
-
-def _start(events: Any) -> None:
-    """Sets a worker up. One whose parent was killed must not go on writing to the run folder."""
-    global _events
-    _events, parent = events, os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def merge(out: Path, seeds: list[int]) -> None:
-    """One results.json over all seeds."""
-    parts = [read_json(out / f"seed_{seed}" / "results.json") for seed in seeds]
-    run = {**parts[0]["run"], "seeds": seeds}
-    write_json(out / "results.json", {"run": run, "rows": [row for part in parts for row in part["rows"]]})

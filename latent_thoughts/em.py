@@ -7,6 +7,7 @@ RUN/iter_00/{synthesize,train,evaluate}        warm start
 RUN/iter_01/{sample,train,evaluate} ...        EM
 RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper, synthesize for paraphrases
 RUN/samples/PRESET_K/iter_..                   further E-steps, where the recipe asks for them
+RUN/variants/NAME/iter_..                      EM with other settings, likewise
 RUN/results.json  RUN/report.html
 """
 
@@ -64,6 +65,10 @@ class Run:
     def synthesized(self, method: str) -> Path:
         """The folder of a method's documents: thoughts are the warm start's, paraphrases a baseline's."""
         return (self.baseline(method) if method in PARAPHRASES else self.warm_start) / "synthesize"
+
+    def raw(self, *splits: str) -> list[Source]:
+        """Documents as they were prepared."""
+        return [Source(self.prepared, split) for split in splits]
 
     def baseline(self, name: str) -> Path:
         return self.folder / "baselines" / name
@@ -229,7 +234,8 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
     for name in recipe.em.baselines:
         rows += BASELINES[name](run, loop)
     rows += _more_samples(run)
-    rows.sort(key=lambda r: (METHODS.index(r["method"]), r["samples"], r["iteration"]))
+    rows += _variants(run)
+    rows.sort(key=lambda r: (METHODS.index(r["method"]), r.get("variant", ""), r["samples"], r["iteration"]))
     write_json(folder / "results.json", {"run": {**provenance(recipe), "seeds": [recipe.seed]}, "rows": rows})
     return rows
 
@@ -245,6 +251,14 @@ def _more_samples(run: Run) -> Iterator[Row]:
             yield from Loop(run, method, config, run.folder / "samples" / f"{preset}_{k}").rows()
 
 
+def _variants(run: Run) -> Iterator[Row]:
+    """EM with other settings, from the same warm start; their rows have the `variant`."""
+    for name in run.recipe.em.variants:
+        changed = replace(run, recipe=run.recipe.variant(name))
+        for found in Loop(changed, "em", changed.recipe.sample, run.folder / "variants" / name).rows():
+            yield {**found, "variant": name}
+
+
 def _preset(run: Run, name: str) -> Sample:
     """The recipe's E-step with another preset's values; what no preset sets is kept."""
     values = Sample.model_validate({"preset": name}).model_dump(include={"preset", *PRESETS[name]})
@@ -257,42 +271,52 @@ def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:
     return sum(read_manifest(folder).counts[unit] for folder in folders)
 
 
-def _raw(run: Run, loop: Loop, method: str, unit: str) -> Iterator[Row]:
-    """The same documents without thoughts, for as many raw tokens, or tokens in all, as the whole EM run."""
-    folder = run.baseline(method)
-    config = run.recipe.raw_train.with_budget(unit, _trained_tokens(run, loop, unit))
-    trained = run._train(config, [Source(run.prepared, split) for split in ("warm_start", "corpus")], folder)
-    yield row(run, method, 0, 0, trained, run.evaluate(folder, thinks=False))
+def _text_alone(run: Run, method: str, sources: list[Source], unit: str, amount: int) -> Iterator[Row]:
+    """A model of text without thoughts, trained on `amount` raw tokens, or tokens in all."""
+    trained = run._train(run.recipe.raw_train.with_budget(unit, amount), sources, run.baseline(method))
+    yield row(run, method, 0, 0, trained, run.evaluate(run.baseline(method), thinks=False))
 
 
 def _raw_tokens(run: Run, loop: Loop) -> Iterator[Row]:
-    return _raw(run, loop, "raw_tokens", "raw_tokens")
+    amount = _trained_tokens(run, loop, "raw_tokens")
+    return _text_alone(run, "raw_tokens", run.raw(*TRAINING), "raw_tokens", amount)
 
 
 def _raw_flops(run: Run, loop: Loop) -> Iterator[Row]:
-    return _raw(run, loop, "raw_flops", "tokens")
+    return _text_alone(run, "raw_flops", run.raw(*TRAINING), "tokens", _trained_tokens(run, loop, "tokens"))
+
+
+def _like_warm_start(run: Run, method: str, sources: list[Source]) -> Iterator[Row]:
+    """For as many tokens as the warm start."""
+    return _text_alone(run, method, sources, "tokens", read_manifest(run.warm_start / "train").counts["tokens"])
+
+
+def _raw_repeat(run: Run, loop: Loop) -> Iterator[Row]:
+    return _like_warm_start(run, "raw_repeat", run.raw("warm_start"))
+
+
+def _raw_fresh(run: Run, loop: Loop) -> Iterator[Row]:
+    return _like_warm_start(run, "raw_fresh", run.raw(*TRAINING))
+
+
+def _paraphrased(run: Run, method: str) -> Iterator[Row]:
+    """A teacher's paraphrases of the warm start's documents."""
+    run.synthesize(method)
+    return _like_warm_start(run, method, [Source(run.synthesized(method), "warm_start")])
+
+
+def _wrap_baseline(run: Run, loop: Loop) -> Iterator[Row]:
+    return _paraphrased(run, "wrap_baseline")
+
+
+def _wrap_cot(run: Run, loop: Loop) -> Iterator[Row]:
+    return _paraphrased(run, "wrap_cot")
 
 
 def _warm_start_matched(run: Run, loop: Loop) -> Iterator[Row]:
     folder = run.baseline("warm_start_matched")
     trained = run.train_warm_start(folder, _trained_tokens(run, loop, "step"))
     yield row(run, "warm_start_matched", 0, 0, trained, run.evaluate(folder))
-
-
-def _paraphrased(run: Run, loop: Loop, method: str) -> Iterator[Row]:
-    """A teacher's paraphrases of the warm start's documents, as text alone, for as many tokens as the warm start."""
-    run.synthesize(method)
-    config = run.recipe.raw_train.with_budget("tokens", read_manifest(run.warm_start / "train").counts["tokens"])
-    trained = run._train(config, [Source(run.synthesized(method), "warm_start")], run.baseline(method))
-    yield row(run, method, 0, 0, trained, run.evaluate(run.baseline(method), thinks=False))
-
-
-def _wrap_baseline(run: Run, loop: Loop) -> Iterator[Row]:
-    return _paraphrased(run, loop, "wrap_baseline")
-
-
-def _wrap_cot(run: Run, loop: Loop) -> Iterator[Row]:
-    return _paraphrased(run, loop, "wrap_cot")
 
 
 def _em_paper(run: Run, loop: Loop) -> Iterator[Row]:
@@ -302,7 +326,7 @@ def _em_paper(run: Run, loop: Loop) -> Iterator[Row]:
 def _oracle(run: Run, loop: Loop) -> Iterator[Row]:
     """The upper bound: the data's own thoughts for every document."""
     folder, splits = run.baseline("oracle"), ("warm_start", "corpus")
-    synthesizing.synthesize_oracle(run.recipe, run.prepared, run.base, splits, folder / "synthesize")
+    synthesizing.synthesize_given(run.recipe, "oracle", run.prepared, run.base, splits, folder / "synthesize")
     sources = [Source(folder / "synthesize", split) for split in splits]
     trained = run._train(run.recipe.train, sources, folder)
     yield row(run, "oracle", 0, 0, trained, run.evaluate(folder))
@@ -311,10 +335,15 @@ def _oracle(run: Run, loop: Loop) -> Iterator[Row]:
 BASELINES = {
     "raw_tokens": _raw_tokens,
     "raw_flops": _raw_flops,
+    "raw_repeat": _raw_repeat,
+    "raw_fresh": _raw_fresh,
     "warm_start_matched": _warm_start_matched,
     "wrap_baseline": _wrap_baseline,
     "wrap_cot": _wrap_cot,
     "em_paper": _em_paper,
     "oracle": _oracle,
 }
-METHODS = tuple("raw_tokens raw_flops wrap_baseline wrap_cot warm_start warm_start_matched em_paper em oracle".split())
+METHODS = (
+    *("raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot"),
+    *("warm_start", "warm_start_matched", "em_paper", "em", "oracle"),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -218,7 +219,11 @@ class Mix(Section):
     raw: Weight = 0.0  # the corpus without thoughts
 
 
-Baseline = Literal["raw_tokens", "raw_flops", "wrap_baseline", "wrap_cot", "warm_start_matched", "em_paper", "oracle"]
+Baseline = Literal[
+    "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot", "warm_start_matched", "em_paper",
+    "oracle",
+]  # fmt: skip
+VARIED = ("sample", "train", "em", "engine")  # what an EM run may have of its own: all that comes after the warm start
 
 
 class EM(Section):
@@ -231,6 +236,7 @@ class EM(Section):
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
     baselines: list[Baseline] = ["raw_tokens"]
     samples: list[Positive] = []  # further EM runs with these K, in both presets
+    variants: dict[str, dict[str, Any]] = {}  # further EM runs with other settings: {NAME: {sample: {keep: 4}}}
 
 
 class Plan(Section):
@@ -283,9 +289,29 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Recipe:
         _ = self.warm_start_train, self.raw_train  # so that a mistake shows before anything runs
-        if {"wrap_baseline", "wrap_cot"} & set(self.em.baselines) and self.synthesize.teacher.model is None:
+        for name in self.em.variants:
+            self.variant(name)
+        if {"wrap_baseline", "wrap_cot"} & set(self.em.baselines) and not self.synthesize.teacher.there:
             raise ValueError("em.baselines with paraphrases need a teacher: set synthesize.teacher.model")
         return self
+
+    def variant(self, name: str) -> Recipe:
+        """The recipe of one of `em.variants`. A preset in it sets all its values anew."""
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"em.variants: {name!r} becomes a folder's name: letters, digits, -, _ and . alone")
+        values, changes = self.model_dump(), copy.deepcopy(self.em.variants[name])
+        for section, settings in changes.items():
+            if section not in VARIED or not isinstance(settings, dict):
+                raise ValueError(f"em.variants.{name} may change {', '.join(VARIED)}, a mapping each, not {section}")
+            if section == "train" and any(budget in settings for budget in BUDGETS):
+                values[section] |= dict.fromkeys(BUDGETS)
+            if "preset" in settings:
+                values[section] = {
+                    k: v for k, v in values[section].items() if k not in PRESETS.get(str(settings["preset"]), {})
+                }
+            values[section] |= settings
+        values["em"] |= {"variants": {}, "samples": [], "baselines": []}
+        return parse(Recipe, values, f"em.variants.{name}")
 
     @property
     def warm_start_train(self) -> Train:

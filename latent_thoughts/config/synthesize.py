@@ -14,9 +14,12 @@ Amount = Annotated[float, Field(gt=0)]
 
 
 class Teacher(Section):
-    """Who is asked: an endpoint that speaks OpenAI's chat completions, its Batch API, or a model in this process."""
+    """Who is asked: an endpoint that speaks OpenAI's chat completions, its Batch API, or a model in this process.
 
-    kind: Literal["openai", "openai_batch", "transformers", "vllm", "llama_cpp"] = "openai"
+    `data`: nobody; the paraphrases come with the data, as the castle's do.
+    """
+
+    kind: Literal["openai", "openai_batch", "transformers", "vllm", "llama_cpp", "data"] = "openai"
     model: str | None = None  # the endpoint's name for it; locally a hub name, folder or GGUF file (`package:` too)
     base_url: str | None = None  # such as http://127.0.0.1:8000/v1; default: OpenAI's own
     key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
@@ -33,6 +36,10 @@ class Teacher(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a local model
     memory: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the device's memory that vllm may take
     compile: bool = True  # by vllm, before the first question: a minute or two on a CPU, worth it for long runs
+
+    @property
+    def there(self) -> bool:
+        return self.kind == "data" or self.model is not None
 
 
 class Prices(Section):
@@ -81,7 +88,9 @@ class Synthesize(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Synthesize:
-        if self.method != "oracle" and self.teacher.model is None:
+        if self.method == "latent_thoughts" and self.teacher.kind == "data":
+            raise ValueError("thoughts that come with the data are method oracle")
+        if self.method != "oracle" and not self.teacher.there:
             raise ValueError(f"method {self.method} needs a teacher: set synthesize.teacher.model")
         if self.cap is not None and not (self.prices.input or self.prices.output):
             raise ValueError("a cap needs prices to count with: set synthesize.prices.input and output")

@@ -13,7 +13,8 @@ import hashlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,15 @@ PEOPLE = (
 class Problem:
     """Question and answer without the person's name; `{}` stands for it. `facts` are what it needs.
 
-    In a chain a problem begins in the state in which the one before it ended.
+    `paraphrases` say the same in other words, by the method that would have had a teacher write them: of several, the
+    person decides which. In a chain a problem begins in the state in which the one before it ended.
     """
 
     question: str
     answer: str
     thought: str
     facts: frozenset[int]
+    paraphrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     begins: int = 0
     ends: int = 0
 
@@ -44,6 +47,7 @@ class Generator(ABC):
     fact_count: int
     chains = False  # whether problems can follow each other in a document
 
+    @abstractmethod
     def __init__(self, seed: int): ...
 
     @abstractmethod
@@ -88,8 +92,20 @@ class Castle(Generator):
             facts.add(room * len(self.MOVES) + move)
             room = int(self.table[move, room])
             thought += f"{self.MOVES[move]} {self.ROOMS[room]} "
-        question = f"{{}} starts in {self.ROOMS[start]} . {_numbered(self.MOVES[move] for move in route)} . "
-        return Problem(question, f"so {{}} ends in {self.ROOMS[room]} .", thought, frozenset(facts), start, room)
+        steps = _numbered(self.MOVES[move] for move in route)
+        first, last = self.ROOMS[start], self.ROOMS[room]
+        question, answer = f"{{}} starts in {first} . {steps} . ", f"so {{}} ends in {last} ."
+        moves = " ".join(self.MOVES[move] for move in route)
+        said = {  # the last sentence stays, since it is what held-out questions ask for
+            "wrap_baseline": (
+                f"in {first} {{}} starts . {steps} . {answer}",
+                f"{{}} starts in {first} so {steps} {answer}",
+                f"{steps} . {{}} starts in {first} . {answer}",
+                f"{{}} starts in {first} . {moves} . {answer}",
+            ),
+            "wrap_cot": (f"{question}{thought}. {answer}",),
+        }
+        return Problem(question, answer, thought, frozenset(facts), said, start, room)
 
 
 def _numbered(words: Iterable[str]) -> str:
@@ -99,14 +115,17 @@ def _numbered(words: Iterable[str]) -> str:
 class Hindsight(Castle):
     """Walks through the castle whose questions hide a move, in a chain each from where the one before it ended.
 
-    One move of a walk, whichever it is, is `?` in the question. The answer names the room first and then the whole route. So what a question shows does not settle the
-    answer, and only who has read the answer knows which walk the thought must retrace. What is asked of a model, the
-    last walk of a held-out document, hides nothing: its answer is settled by its question and by the room where
-    the walk before it ended, which the text says.
+    One move of a walk, whichever it is, is `?` in the question. The answer names the room first and then the whole
+    route. So what a question shows does not settle the answer, and only who has read the answer knows which walk the
+    thought must retrace. What is asked of a model, the last walk of a held-out document, hides nothing: its answer
+    is settled by its question and by the room where the walk before it ended, which the text says.
     """
 
     PHRASES = f"{Castle.PHRASES} by then ?"
     chains = True
+
+    def _problem(self, start: int, route: list[int]) -> Problem:
+        return replace(super()._problem(start, route), paraphrases={})  # they would tell what is hidden
 
     def write(self, chain: Sequence[Problem], asked: bool, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         for n, problem in enumerate(chain, 1):
@@ -231,4 +250,9 @@ def _document(
     pieces = tuple(text.replace("{}", person) for pair in written for text in pair)
     thoughts = {2 * n + 1: problem.thought for n, problem in enumerate(chain)}
     facts = frozenset[int]().union(*(problem.facts for problem in (chain[-1:] if asked else chain)))
-    return Document(name, "".join(pieces), {"split": split, "known": facts <= known}, pieces, thoughts)
+    meta: dict[str, Any] = {"split": split, "known": facts <= known}
+    if chain[-1].paraphrases:
+        which = PEOPLE.index(person)
+        said = {name: texts[which % len(texts)] for name, texts in chain[-1].paraphrases.items()}
+        meta["paraphrases"] = {name: text.replace("{}", person) for name, text in said.items()}
+    return Document(name, "".join(pieces), meta, pieces, thoughts)

@@ -139,6 +139,9 @@ class _Planner:
             yield from self._baseline(name, total)
         for k in recipe.em.samples:
             yield from self._iterations(recipe.sample.model_copy(update={"k": k}), f"samples/default_{k}/iter_")
+        for name in recipe.em.variants:
+            changed = replace(self, recipe=recipe.variant(name))
+            yield from changed._iterations(changed.recipe.sample, f"variants/{name}/iter_")
 
     def _synthesize(self, split: Split) -> Work:
         """A teacher's replies: thoughts as long as the survey's, paraphrases in proportion to the text."""
@@ -238,6 +241,8 @@ class _Planner:
             total *= sum(s.documents * s.raw_length for s, _, _ in both) / sum(
                 s.documents * s.length for s, _, _ in both
             )
+        if name in ("raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot"):
+            total = self._train("", recipe.warm_start_train, both[:1]).train_tokens
         configs = {
             "warm_start_matched": (recipe.warm_start_train.with_budget("tokens", total), both[:1]),
             "oracle": (recipe.train, both),

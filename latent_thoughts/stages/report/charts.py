@@ -23,6 +23,8 @@ PALETTE = {  # the names are the page's CSS variables
 COLOURS = {
     "raw_tokens": PALETTE["raw"],
     "raw_flops": PALETTE["raw"],
+    "raw_repeat": PALETTE["raw"],
+    "raw_fresh": PALETTE["raw"],
     "wrap_baseline": PALETTE["paraphrase"],
     "wrap_cot": PALETTE["paraphrase"],
     "warm_start": PALETTE["warm"],
@@ -33,15 +35,18 @@ COLOURS = {
 }
 DASHES = {
     "raw_flops": (0, (1, 2)),
+    "raw_fresh": (0, (1, 2)),
     "wrap_cot": (0, (1, 2)),
     "oracle": (0, (1, 2)),
     "warm_start": (0, (5, 3)),
     "em_paper": (0, (6, 2)),
 }
-MARKERS = {"em_paper": "s", "raw_flops": "D", "wrap_cot": "D", "oracle": "^"}
+MARKERS = {"em_paper": "s", "raw_flops": "D", "raw_fresh": "D", "wrap_cot": "D", "oracle": "^"}
 SHORT = {
     "raw_tokens": "raw, same tokens",
     "raw_flops": "raw, same compute",
+    "raw_repeat": "raw, repeated",
+    "raw_fresh": "raw, fresh",
     "wrap_baseline": "paraphrases",
     "wrap_cot": "paraphrases, reasoned",
     "warm_start": "warm start",

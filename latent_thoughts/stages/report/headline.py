@@ -10,6 +10,8 @@ from latent_thoughts.stages.report.summary import Difference, Line, Mean, Result
 IN_WORDS = {
     "raw_tokens": "raw text for the same raw tokens",
     "raw_flops": "raw text for the same compute",
+    "raw_repeat": "the warm start’s documents as raw text",
+    "raw_fresh": "all documents as raw text",
     "wrap_baseline": "a teacher’s paraphrases",
     "wrap_cot": "a teacher’s paraphrases with reasoning",
     "warm_start": "the warm start it began with",
@@ -20,6 +22,8 @@ IN_WORDS = {
 TITLES = {
     "raw_tokens": "raw text",
     "raw_flops": "raw text",
+    "raw_repeat": "repeated raw text",
+    "raw_fresh": "fresh raw text",
     "wrap_baseline": "paraphrases",
     "wrap_cot": "paraphrases with reasoning",
     "warm_start": "the warm start",

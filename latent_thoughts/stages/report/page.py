@@ -44,7 +44,9 @@ def write_page(results: Results, folder: Path, figures: list[Drawn], kept: int =
         "verdicts": "".join(f"<li>{escape(v)}</li>" for v in said.verdicts),
         "tiles": "".join(_tile(line) for m in results.methods if (line := results.final(m))),
         "table": _table(table.main_table(results), "Results"),
-        "samples": _titled("More thoughts per text", table.samples_table(results)),
+        "samples": _titled("More thoughts per text", table.samples_table(results))
+        + _titled("Other settings", table.variants_table(results))
+        + _figures(f for f in figures if f.group == "variants"),
         "meanings": "".join(
             f'<div class="m-{method}"><dt>{escape(name)}</dt><dd>{escape(meaning)}</dd></div>'
             for method, name, meaning in table.meanings(results)

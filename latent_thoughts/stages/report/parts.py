@@ -16,8 +16,20 @@ PARTS = (("sample", "sampling", PALETTE["em"]), ("train", "training", PALETTE["p
 def figures(results: Results) -> list[Figure]:
     """All figures that the results have something for."""
     asked = tasks(results)
-    found = [*curves(results), *_tasks(asked), *budgets(asked), _cost(results), *_health(results)]
+    found = [*curves(results), _variants(results), *_tasks(asked), *budgets(asked), _cost(results), *_health(results)]
     return [figure for figure in found if not figure.empty]
+
+
+def _variants(results: Results) -> Dots:
+    """Accuracy after the last iteration, with the recipe's settings and with one of them changed."""
+    found = []
+    if results.variants and (own := results.final("em")):
+        lines = [("as the recipe says", COLOURS["em"], own)]
+        lines += [(name.replace("_", " "), INK, results.variant(name)[-1]) for name in results.variants]
+        found = [(label, colour, m) for label, colour, line in lines if (m := line.mean("accuracy"))]
+    caption = "Share of right answers after the last iteration, with its standard error; one setting changed at a time."
+    blocks = [("EM with other settings", found)] if found else []
+    return Dots("variants", "variants", "One setting changed at a time", caption, blocks)
 
 
 def _cost(results: Results) -> Bars:

@@ -25,6 +25,8 @@ LOOPS = ("em_paper", "em")  # methods with iterations
 NAMES = {
     "raw_tokens": "Raw text, same raw tokens",
     "raw_flops": "Raw text, same compute",
+    "raw_repeat": "Raw text, repeated",
+    "raw_fresh": "Raw text, fresh",
     "wrap_baseline": "Paraphrases",
     "wrap_cot": "Paraphrases with reasoning",
     "warm_start": "Warm start",
@@ -36,6 +38,8 @@ NAMES = {
 MEANINGS = {
     "raw_tokens": "the documents without thoughts, for as many raw tokens as the whole EM run",
     "raw_flops": "the documents without thoughts, for as many tokens in all as the whole EM run",
+    "raw_repeat": "the warm start’s documents without their thoughts, for as many tokens as the warm start",
+    "raw_fresh": "all documents without thoughts, for as many tokens as the warm start",
     "wrap_baseline": "a teacher’s paraphrases of the warm start’s documents, for as many tokens as the warm start",
     "wrap_cot": "a teacher’s paraphrases with reasoning written out, for as many tokens as the warm start",
     "warm_start": "the few documents whose thoughts are given; where EM starts",
@@ -140,23 +144,38 @@ class Results:
 
     def loop(self, method: str, samples: int) -> list[Line]:
         """The iterations of one EM run, in order; each knows its warm start and what came before."""
-        rows = [r for r in self.rows if r.get("method") == method and _samples(r) == samples]
+        return self._iterations([r for r in self._own if r.get("method") == method and _samples(r) == samples])
+
+    def variant(self, name: str) -> list[Line]:
+        """The iterations of EM with other settings."""
+        return self._iterations([r for r in self.rows if r.get("variant") == name])
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(r["variant"] for r in self.rows if r.get("variant")))
+
+    @property
+    def _own(self) -> list[Row]:
+        return [r for r in self.rows if not r.get("variant")]
+
+    def _iterations(self, rows: list[Row]) -> list[Line]:
         warm_start = self.single("warm_start")
         history = (warm_start,) if warm_start else ()
         lines: list[Line] = []
         for number in sorted({_iteration(r) for r in rows}):
             seeds = {r.get("seed"): r for r in rows if _iteration(r) == number}
-            lines.append(Line(method, number, samples, seeds, (*history, *lines)))
+            first = rows[0]
+            lines.append(Line(str(first["method"]), number, _samples(first), seeds, (*history, *lines)))
         return lines
 
     def single(self, method: str) -> Line | None:
         """The line of a method without iterations."""
-        rows = {r.get("seed"): r for r in self.rows if r.get("method") == method}
+        rows = {r.get("seed"): r for r in self._own if r.get("method") == method}
         return Line(method, 0, 0, rows) if rows else None
 
     def samples(self, method: str) -> list[int]:
         """Every K that an EM method was run with."""
-        return sorted({_samples(r) for r in self.rows if r.get("method") == method})
+        return sorted({_samples(r) for r in self._own if r.get("method") == method})
 
     def main_samples(self, method: str) -> int | None:
         """The K of the run itself, not of its comparison of several K; None where there is no such run."""

@@ -6,7 +6,17 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from latent_thoughts.stages.report.summary import LOOPS, MEANINGS, NAMES, Line, Mean, Results, bound_name
+from latent_thoughts.stages.report.summary import (
+    LOOPS,
+    MEANINGS,
+    NAMES,
+    Difference,
+    Line,
+    Mean,
+    Results,
+    bound_name,
+    difference,
+)
 from latent_thoughts.stages.report.tasks import tasks
 
 
@@ -138,6 +148,47 @@ def samples_table(results: Results) -> Table | None:
     return Table(heads, cells, [])
 
 
+def variants_table(results: Results) -> Table | None:
+    """EM with other settings beside the recipe's own, after the last iteration; None where there are none."""
+    own = results.final("em")
+    if own is None or not results.variants:
+        return None
+    heads = [
+        ("Setting", "What was changed"),
+        ("Accuracy", "Share of right answers on held-out questions, last iteration"),
+        ("Difference", "To the recipe's own settings, of the same seeds, with its 95 % interval"),
+        ("Unknown", "Accuracy where the facts are unknown to the warm start"),
+        *[(bound_name(k), f"Bound on held-out text with {k} thoughts, nats per token") for k in results.bounds[-1:]],
+        ("Tokens sampled", "In all E-steps"),
+        ("Seconds", "Sampling and training, from the warm start on"),
+    ]
+    cells = []
+    for name, line in [
+        ("as the recipe says", own),
+        *((n.replace("_", " "), results.variant(n)[-1]) for n in results.variants),
+    ]:
+        found = difference(line, own, "accuracy") if line is not own else None
+        row = [
+            name,
+            percent(line.mean("accuracy")),
+            points(found),
+            percent(line.mean("accuracy_unknown"), error=False),
+            *[nats(line.mean(f"bound_per_token.{k}")) for k in results.bounds[-1:]],
+            count(Line("em", 0, 0, line.rows, tuple(h for h in line.history if h.iteration)).spent("sample_tokens")),
+            count(line.spent("seconds.sample", "seconds.train")),
+        ]
+        cells.append(("em", "strong" if line is own else "", row))
+    return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start."])
+
+
+def points(found: Difference | None) -> str:
+    """A difference of shares in percentage points."""
+    if found is None:
+        return ""
+    error = f" ± {100 * found.margin:.1f}" if found.margin is not None else ""
+    return f"{100 * found.value:+.1f}{error}".replace("-", "−")
+
+
 def tasks_table(results: Results) -> Table | None:
     """Every task that was asked: a line a model and budget of thought tokens; None where none was."""
     heads = [
@@ -175,9 +226,10 @@ def show(results: Results) -> None:
     _print(console, main_table(results))
     for _, name, meaning in meanings(results):
         console.print(f"[bold]{escape(name)}[/]: {escape(meaning)}.")
-    if further := samples_table(results):
-        console.print()
-        _print(console, further)
+    for further in (samples_table(results), variants_table(results)):
+        if further is not None:
+            console.print()
+            _print(console, further)
 
 
 def _fitting(shown: Table, width: int) -> list[int]:

@@ -2,8 +2,9 @@
 
     latent-thoughts synthesize recipe.yaml --out RUN [--yes]
 
-Method `oracle` takes the thoughts that come with the data (a built-in world's, or `data.thought`); the others ask a
-teacher. Every reply goes into the store first; shards are written from the store alone.
+Method `oracle` takes the thoughts that come with the data (a built-in world's, or `data.thought`); paraphrases under
+`teacher.kind: data` come with it too; all else a teacher is asked. Every reply goes into the store first;
+shards are written from the store alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from latent_thoughts import executors
 from latent_thoughts import model as models
-from latent_thoughts.config import Recipe, Synthesize
+from latent_thoughts.config import Chunking, Recipe, Synthesize
 from latent_thoughts.data import contamination
 from latent_thoughts.data.records import DOCUMENTS, document_of, document_row, oracle, shards
 from latent_thoughts.data.tokenizer import Codec
@@ -26,7 +27,7 @@ from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.stages.synthesize.writing import Shard, Writer
+from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase
 from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
 from latent_thoughts.teachers.replies import Replies, opened
@@ -48,8 +49,8 @@ def synthesize(
     Raises UserError where asking could not be finished (a cap, a teacher that is not there, requests that failed);
     what was answered is in the store, and the next run asks for the rest alone.
     """
-    if config.method == "oracle":
-        return synthesize_oracle(recipe, prepared, base, splits, folder)
+    if config.method == "oracle" or config.teacher.kind == "data":
+        return synthesize_given(recipe, config.method, prepared, base, splits, folder)
     asked, model = prompts.load(config.method, config.prompts), load.model_name(config)
     settings = config.model_dump(exclude=_NOT_IN_KEY | {"teacher"}) | {"model": model}
     settings |= {"teacher": config.teacher.model_dump(exclude=_REACHING), "prompts": [p.hash for p in asked]}
@@ -198,10 +199,17 @@ def _ask(config: Synthesize, work: _Work, approve: Approve | None) -> None:
     work.write()
 
 
-def synthesize_oracle(recipe: Recipe, prepared: Path, base: Path, splits: tuple[str, ...], folder: Path) -> Manifest:
-    """Thought shards for the given splits. Raises UserError for documents that came without thoughts."""
+def synthesize_given(
+    recipe: Recipe, method: str, prepared: Path, base: Path, splits: tuple[str, ...], folder: Path
+) -> Manifest:
+    """Shards of the given splits with the thoughts, or in the paraphrases, that came with the data.
+
+    Raises UserError where none came.
+    """
     inputs = {"prepare": read_manifest(prepared)}
-    settings = ["oracle", splits, *contamination.key(recipe.contamination)]
+    settings = [method, splits, *contamination.key(recipe.contamination)]
+    if method != "oracle":
+        settings.append(recipe.chunking.model_dump())
     stage = Stage(folder, "synthesize", stage_key("synthesize", settings, inputs))
     if (manifest := stage.manifest) is not None:
         return manifest
@@ -209,21 +217,22 @@ def synthesize_oracle(recipe: Recipe, prepared: Path, base: Path, splits: tuple[
     units = {n: described[n]["rows"] for split in splits for n in described if n.startswith(f"{split}-")}
     counts, tally, made = Counter[str](), contamination.Tally(contamination.load(recipe.contamination)), {}
     with track("synthesize", sum(units.values()), "documents") as advance:
-        work, told = Oracle(recipe, stage, prepared, base), lambda amount, counts: advance(amount)
+        work, told = Given(recipe, method, stage, prepared, base), lambda amount, counts: advance(amount)
         for result in executors.run(recipe, work, units, told):
             counts.update(result.counts["sums"])
             tally.add(result.counts["repeated"])
             made |= result.shards
-    if not counts["thoughts"]:
+    if method == "oracle" and not counts["thoughts"]:
         raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
     return stage.close(list(units), dict(counts) | tally.counts("thoughts"), made)
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """Work for an executor: a unit is a document shard, with its own thoughts put in."""
+class Given:
+    """Work for an executor: a unit is a document shard, with what came with its documents put in."""
 
     recipe: Recipe
+    method: str
     stage: Stage
     prepared: Path
     base: Path
@@ -234,12 +243,15 @@ class Oracle:
     def set_up(self, stack: contextlib.ExitStack) -> Do:
         codec = Codec(models.load_tokenizer(self.base / "model")[0])
         config, manifest = self.recipe.contamination, read_manifest(self.prepared)
-        overlap = contamination.load(config)
+        overlap, chunked = contamination.load(config), of_paraphrases(self.recipe.chunking)
 
         def do(unit: str, told: Told) -> None:
             tally = contamination.Tally(overlap)
             part = [document_of(row) for row in read_rows(self.prepared, manifest, unit)]
-            rows = [with_oracle(document, codec, tally, config.remove) for document in part]
+            if self.method == "oracle":
+                rows = [with_oracle(document, codec, tally, config.remove) for document in part]
+            else:
+                rows = [with_paraphrase(document, self.method, chunked, codec, tally) for document in part]
             found = [z for row in rows for kept in row.thoughts for z in kept]
             sums = {"documents": len(rows), "thoughts": len(found), "thought_tokens": sum(map(len, found))}
             counts = {"sums": sums, "repeated": tally.record()}
@@ -256,3 +268,14 @@ def with_oracle(
     known = {n: text for n, text in known.items() if not (tally.repeats(text) and remove)}
     thoughts = tuple((tuple(codec.encode(known[n])),) if n in known else () for n in range(len(document.chunks)))
     return replace(document, thoughts=thoughts, source="oracle")
+
+
+def with_paraphrase(
+    document: ThoughtDocument, method: str, config: Chunking, codec: Codec, tally: contamination.Tally
+) -> ThoughtDocument:
+    """Raises UserError where the document brought none."""
+    text = (document.meta.get("paraphrases") or {}).get(method)
+    if text is None:
+        raise UserError(f"document {document.id} came without a paraphrase for {method}: set synthesize.teacher.kind")
+    tally.repeats(text)
+    return paraphrase(document, text, method, config, codec, {})

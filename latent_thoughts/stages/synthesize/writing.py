@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from latent_thoughts.config import Recipe, Synthesize
+from latent_thoughts.config import Chunking, Recipe, Synthesize
 from latent_thoughts.data import chunking, contamination
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.stages.synthesize.questions import Questions, Unit, Verdict
@@ -16,13 +16,30 @@ from latent_thoughts.teachers.base import Answer
 from latent_thoughts.types import Document, ThoughtDocument, UserError
 
 FATES = ("kept", "raw", "drop", "failed")
+OF_THE_TEXT = ("oracle", "paraphrases")  # what came with a document does not fit its paraphrase
+
+
+def of_paraphrases(config: Chunking) -> Chunking:
+    """How paraphrases are chunked: they have no pieces of their own."""
+    return config.model_copy(update={"mode": "document"}) if config.mode == "pieces" else config
+
+
+def paraphrase(
+    document: ThoughtDocument, text: str, method: str, config: Chunking, codec: Codec, meta: dict[str, Any]
+) -> ThoughtDocument:
+    """The document with another text. Raises UserError where it cannot be chunked."""
+    meta = {k: v for k, v in document.meta.items() if k not in OF_THE_TEXT} | meta
+    try:
+        made = chunking.chunked(Document(document.id, text, meta), config, codec)
+    except UserError as error:
+        raise UserError(f"the paraphrase of document {document.id}: {error}") from None
+    return replace(made, source=method)
 
 
 class Writer:
     def __init__(self, recipe: Recipe, config: Synthesize, questions: Questions, codec: Codec):
         self.config, self.questions, self.codec = config, questions, codec
-        mode = "document" if recipe.chunking.mode == "pieces" else recipe.chunking.mode
-        self.chunking = recipe.chunking.model_copy(update={"mode": mode})  # paraphrases have no pieces of their own
+        self.chunking = of_paraphrases(recipe.chunking)
         self.overlap = contamination.load(recipe.contamination)
         self.remove = recipe.contamination.remove
 
@@ -43,13 +60,8 @@ class Writer:
         (verdict,) = verdicts
         if verdict.fate != "kept":
             return document
-        meta = {k: v for k, v in document.meta.items() if k != "oracle"}
-        meta["prompt"] = self.questions.prompt(document).name
-        try:
-            made = chunking.chunked(Document(document.id, verdict.text, meta), self.chunking, self.codec)
-        except UserError as error:
-            raise UserError(f"the paraphrase of document {document.id}: {error}") from None
-        return replace(made, source=self.config.method)
+        meta = {"prompt": self.questions.prompt(document).name}
+        return paraphrase(document, verdict.text, self.config.method, self.chunking, self.codec, meta)
 
     def totals(self, shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """A manifest's counts, of those in the shards: every fate and every check, those at zero too."""
