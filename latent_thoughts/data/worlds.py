@@ -217,7 +217,7 @@ def documents(name: str, config: World, seed: int) -> Iterator[Document]:
         yield _document(world, f"held-out-{n:05}", "held_out", chain, known, rng)
 
 
-Pool = Sequence[Sequence[Problem]]  # by length
+Pool = list[list[Problem]]  # by length
 
 
 def _held_out(problem: Problem, seed: int, share: float) -> bool:

@@ -58,7 +58,8 @@ class Walk(NamedTuple):
 
 def walks(document: Document) -> list[Walk]:
     """The walks of a hindsight document, read from its pieces and thoughts; checks their form."""
-    pieces, found = document.pieces or (), []
+    assert document.pieces is not None
+    pieces, found = document.pieces, []
     person, start = re.match(r"(\w+) starts in (\w+) \. ", pieces[0]).groups()  # pyright: ignore[reportOptionalMemberAccess]
     for n, (question, answer) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
         route = question.removeprefix(f"{person} starts in {start} . " if n == 0 else "then ").removesuffix(" . ")
