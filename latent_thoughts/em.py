@@ -66,6 +66,12 @@ class Run:
         """The folder of a method's documents: thoughts are the warm start's, paraphrases a baseline's."""
         return (self.baseline(method) if method in PARAPHRASES else self.warm_start) / "synthesize"
 
+    @property
+    def documents(self) -> int:
+        """Of the training splits, with thoughts or without."""
+        shards = read_manifest(self.prepared).shards
+        return sum(told["rows"] for name, told in shards.items() if name.rpartition("-")[0] in TRAINING)
+
     def raw(self, *splits: str) -> list[Source]:
         """Documents as they were prepared."""
         return [Source(self.prepared, split) for split in splits]
@@ -195,6 +201,7 @@ def row(
         "nll_raw_per_token": e["nll_raw_per_token"],
         "bits_per_byte": {name: e[f"{name}_bits_per_byte"] for name in _likelihoods(run)},
         "tasks": e["tasks"],
+        "documents": run.documents,
         "train_tokens": trained.counts["tokens"],
         "train_steps": trained.counts["step"],
         "thought_correct_sampled": s.get("thought_correct_sampled"),
@@ -271,10 +278,17 @@ def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:
     return sum(read_manifest(folder).counts[unit] for folder in folders)
 
 
-def _text_alone(run: Run, method: str, sources: list[Source], unit: str, amount: int) -> Iterator[Row]:
-    """A model of text without thoughts, trained on `amount` raw tokens, or tokens in all."""
-    trained = run._train(run.recipe.raw_train.with_budget(unit, amount), sources, run.baseline(method))
+def _text_alone(
+    run: Run, method: str, sources: list[Source], unit: str | None = None, amount: int = 0
+) -> Iterator[Row]:
+    """A model of text without thoughts, trained on `amount` raw tokens, or tokens in all; else as `em.raw` says."""
+    config = run.recipe.raw_train
+    trained = run._train(config.with_budget(unit, amount) if unit else config, sources, run.baseline(method))
     yield row(run, method, 0, 0, trained, run.evaluate(run.baseline(method), thinks=False))
+
+
+def _raw(run: Run, loop: Loop) -> Iterator[Row]:
+    return _text_alone(run, "raw", run.raw(*TRAINING))
 
 
 def _raw_tokens(run: Run, loop: Loop) -> Iterator[Row]:
@@ -333,6 +347,7 @@ def _oracle(run: Run, loop: Loop) -> Iterator[Row]:
 
 
 BASELINES = {
+    "raw": _raw,
     "raw_tokens": _raw_tokens,
     "raw_flops": _raw_flops,
     "raw_repeat": _raw_repeat,
@@ -344,6 +359,6 @@ BASELINES = {
     "oracle": _oracle,
 }
 METHODS = (
-    *("raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot"),
+    *("raw", "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot"),
     *("warm_start", "warm_start_matched", "em_paper", "em", "oracle"),
 )

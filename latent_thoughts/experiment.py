@@ -18,18 +18,20 @@ from latent_thoughts.config import Recipe, load_recipe
 from latent_thoughts.config.base import Section, parse, read_yaml_file
 from latent_thoughts.stages.report import report
 from latent_thoughts.stages.report.summary import LOOPS, Line, Results, figure, load
-from latent_thoughts.store import run_lock, write_json
+from latent_thoughts.store import read_json, run_lock, write_json
 from latent_thoughts.types import UserError
 
-MODEL = re.compile(r"(?:variant (?P<variant>\S+)|(?P<method>\w+))(?: (?P<iteration>\d+))?(?: K=(?P<k>\d+))?")
+MODEL = re.compile(
+    r"(?:variant (?P<variant>\S+)|cell (?P<cell>\S+)|(?P<method>\w+))(?: (?P<iteration>\d+))?(?: K=(?P<k>\d+))?"
+)
 Size = Literal["tiny", "small", "paper"]
 
 
 class Claim(Section):
     """`first` is better than `second`, by the final accuracy; without accuracy, by the bound.
 
-    A model is named as in results.json: `METHOD`, `variant NAME`, and behind it an iteration where it is not the last,
-    and `K=16` where it is not the run's own: `em 1`, `em_paper K=4`.
+    A model is named as in results.json: `METHOD`, `variant NAME` or `cell NAME`, and behind it an iteration where it is
+    not the last, and `K=16` where it is not the run's own: `em 1`, `em_paper K=4`.
     """
 
     first: str
@@ -37,20 +39,25 @@ class Claim(Section):
 
 
 class Experiment(Section):
-    """A grid: settings of all sizes and of one size, dotted as on the command line, and the claims."""
+    """A grid: settings of all sizes and of one size, dotted as on the command line, and the claims.
+
+    A cell is a run of its own, on other documents; of it the baselines count.
+    """
 
     about: str
     recipes: dict[Size, str]
     set: dict[str, Any] = {}
     sizes: dict[Size, dict[str, Any]] = {}
+    cells: dict[Size, dict[str, dict[str, Any]]] = {}
     claims: dict[str, Claim]
 
-    def recipe(self, size: Size, overrides: list[str]) -> Recipe:
-        """Raises UserError where the experiment has no such size."""
+    def recipe(self, size: Size, overrides: list[str], cell: str | None = None) -> Recipe:
+        """Of the run itself, or of a cell. Raises UserError where the experiment has no such size."""
         if size not in self.recipes:
             raise UserError(f"this experiment has no size {size} (it has {', '.join(self.recipes)})")
-        settings = {**self.set, **self.sizes.get(size, {})}
-        return load_recipe(seeds.recipe_path(self.recipes[size]), [*map(_override, settings.items()), *overrides])
+        given = map(_override, {**self.set, **self.sizes.get(size, {})}.items())
+        last = map(_override, self.cells[size][cell].items()) if cell else []  # what makes it a cell
+        return load_recipe(seeds.recipe_path(self.recipes[size]), [*given, *overrides, *last])
 
 
 def _override(setting: tuple[str, Any]) -> str:
@@ -77,8 +84,20 @@ def experiment(name: str, size: Size, numbers: list[int], out: Path, overrides: 
     recipe = found.recipe(size, overrides)
     with run_lock(out):
         seeds.run(recipe, out, numbers)
+        for cell in found.cells.get(size, {}):
+            seeds.run(found.recipe(size, overrides, cell), out / "cells" / cell, numbers)
+        _join(out, list(found.cells.get(size, {})))
         write_json(out / "verdict.json", {"claims": verdict(found.claims, load(out))})
         report(out)
+
+
+def _join(out: Path, cells: list[str]) -> None:
+    """Puts the rows of the cells' baselines behind those of the run itself."""
+    whole = read_json(out / "results.json")
+    for cell in cells:
+        rows = read_json(out / "cells" / cell / "results.json")["rows"]
+        whole["rows"] += [{**row, "cell": cell} for row in rows if row["method"] != "warm_start"]
+    write_json(out / "results.json", whole)
 
 
 def verdict(claims: dict[str, Claim], results: Results) -> dict[str, dict[str, Any]]:
@@ -118,14 +137,15 @@ def _metric(first: Line, second: Line, results: Results) -> str | None:
 
 def line_of(text: str, results: Results) -> Line | None:
     """The model that a claim names; None where it was not run. Raises UserError for a name that says nothing."""
-    match = re.fullmatch(
-        r"(?:variant (?P<variant>\S+)|(?P<method>\w+))(?: (?P<iteration>\d+))?(?: K=(?P<k>\d+))?", text
-    )
+    match = MODEL.fullmatch(text)
     if match is None:
-        raise UserError(f"claims: {text!r} names no model: METHOD or `variant NAME`, then an iteration, then K=16")
+        raise UserError(f"claims: {text!r} names no model: METHOD, variant NAME or cell NAME, an iteration, K=16")
     method, k = match["method"], match["k"]
     if match["variant"]:
         lines = results.variant(match["variant"])
+    elif match["cell"]:
+        cell = results.cell(match["cell"])
+        lines = [cell] if cell.rows else []
     elif method in LOOPS:
         lines = results.main(method) if k is None else results.loop(method, int(k))
     else:

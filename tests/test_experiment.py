@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from latent_thoughts import cli, seeds
 from latent_thoughts.config.base import parse
@@ -86,8 +87,12 @@ def test_what_an_experiment_claims_is_what_it_runs(name: str, size: Any) -> None
         for v in recipe.em.variants
         for n in range(1, last + 1)
     ]
+    rows += [{"method": "raw", "cell": cell} for cell in found.cells.get(size, {})]
     there = Results({}, [{**row, "seed": 0, "accuracy": 0.5} for row in rows], recipe.model_dump(), "")
-    left_out = {"tiny": set(), "small": {"wrap_baseline", "wrap_cot", "em_paper"}}.get(size)
+    left_out = {
+        "tiny": set(),
+        "small": {"wrap_baseline", "wrap_cot", "em_paper", "cell raw_8000", "cell raw_32000"},
+    }.get(size)
     for told in found.claims.values():
         for text in (told.first, told.second):
             assert line_of(text, there) or left_out is None or text in left_out, text
@@ -172,6 +177,35 @@ def test_the_size_of_the_paper_is_planned_and_not_run(tmp_path: Path, capsys: py
     cli.app(words, result_action="return_value")
     assert "EM 1-3 sample" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_cells_are_runs_on_other_documents(tmp_path: Path) -> None:
+    """Of them the baselines' rows are kept, and EM stands beside them in table and page."""
+    out, mine = tmp_path / "out", tmp_path / "mine.yaml"
+    few = {"em.iterations": 0, "em.baselines": ["raw"], "em.raw": {"steps": 5}}
+    values = {
+        "about": "",
+        "recipes": {"tiny": "castle.yaml"},
+        "cells": {"tiny": {"few": {**few, "data.world.documents": 20}, "more": {**few, "data.world.documents": 60}}},
+        "claims": {"it": {"first": "em", "second": "cell more"}},
+    }
+    mine.write_text(yaml.safe_dump(values))
+    words = ["experiment", str(mine), *SMALL, "em.baselines=[]", "train.steps=5", "--seeds", "3,4", "--out", str(out)]
+    words.remove(SMALL[-1])
+    words.insert(2, "data.world.documents=30")
+    words[3:3] = ["data.world.teacher_documents=20", "data.world.held_out_share=0.02"]
+    said = subprocess.run([sys.executable, "-m", "latent_thoughts.cli", *words], check=True, capture_output=True).stdout
+    rows, told = figures(out)
+    assert [(r["method"], r.get("cell"), r["documents"]) for r in rows if r["seed"] == 3] == [
+        ("warm_start", None, 50),
+        ("em", None, 50),
+        ("raw", "few", 40),
+        ("raw", "more", 80),
+    ]
+    assert json.loads(told)["claims"]["it"]["n_seeds"] == 2
+    assert b"Raw text" in said
+    assert "More raw text" in (out / "report.html").read_text()
+    assert (out / "figures" / "accuracy_by_documents.svg").exists()
 
 
 @pytest.mark.slow

@@ -220,8 +220,8 @@ class Mix(Section):
 
 
 Baseline = Literal[
-    "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot", "warm_start_matched", "em_paper",
-    "oracle",
+    "raw", "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot", "warm_start_matched",
+    "em_paper", "oracle",
 ]  # fmt: skip
 VARIED = ("sample", "train", "em", "engine")  # what an EM run may have of its own: all that comes after the warm start
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
-from latent_thoughts.teachers.base import Answer, Answers, Request
+from latent_thoughts.teachers.base import Answer, Answers, Failure, Request
 from latent_thoughts.teachers.chat import completion_of, problem_of
 from latent_thoughts.teachers.openai_client import failure_of, imported, settings
 
@@ -41,20 +42,28 @@ class OpenAITeacher:
 
     def ask(self, requests: Iterable[Request]) -> Answers:
         """A request is under way until its answer is stored: the next one goes out after that, so that a process that
-        is killed has no more replies to lose than those it was waiting for."""
-        source, under_way = iter(requests), set[asyncio.Task[tuple[str, Answer]]]()
+        is killed has no more replies to lose than those it was waiting for. It is made before, while all are waited
+        for, so that it goes out at once."""
+        source, ready, under_way = iter(requests), deque[Request](), set[asyncio.Task[tuple[str, Answer]]]()
         answered: asyncio.Queue[asyncio.Task[tuple[str, Answer]]] = asyncio.Queue()
         try:
             while True:
-                while len(under_way) < self.config.concurrency and (request := next(source, None)) is not None:
-                    task = self.loop.create_task(self._one(request))
+                while ready and len(under_way) < self.config.concurrency:
+                    task = self.loop.create_task(self._one(ready.popleft()))
                     under_way.add(task)
                     task.add_done_callback(answered.put_nowait)
-                if not under_way:
+                room = answered.empty() and len(ready) < self.config.concurrency
+                if room and (request := next(source, None)) is not None:
+                    ready.append(request)
+                    self.loop.run_until_complete(asyncio.sleep(0))  # in which what was asked is sent
+                elif under_way:
+                    task = self.loop.run_until_complete(answered.get())
+                    yield (answer := task.result())
+                    under_way.remove(task)
+                    if isinstance(answer[1], Failure) and answer[1].fatal:
+                        ready.clear()
+                else:
                     return
-                task = self.loop.run_until_complete(answered.get())  # in which what was just asked is sent
-                yield task.result()
-                under_way.remove(task)
         finally:  # whoever asked has stopped listening
             for task in under_way:
                 task.cancel()

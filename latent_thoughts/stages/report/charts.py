@@ -21,6 +21,7 @@ PALETTE = {  # the names are the page's CSS variables
     "em": "#1f62c4",
 }
 COLOURS = {
+    "raw": PALETTE["raw"],
     "raw_tokens": PALETTE["raw"],
     "raw_flops": PALETTE["raw"],
     "raw_repeat": PALETTE["raw"],
@@ -43,6 +44,7 @@ DASHES = {
 }
 MARKERS = {"em_paper": "s", "raw_flops": "D", "raw_fresh": "D", "wrap_cot": "D", "oracle": "^"}
 SHORT = {
+    "raw": "raw text",
     "raw_tokens": "raw, same tokens",
     "raw_flops": "raw, same compute",
     "raw_repeat": "raw, repeated",

@@ -29,6 +29,7 @@ def _spent(unit: float, *names: str) -> Callable[[Line], float | None]:
 
 
 ITERATION = Axis("iteration", "EM iteration", lambda line: float(line.iteration), points=False)
+DOCUMENTS = Axis("documents", "Documents", lambda line: line.documents or None)
 SAMPLES = Axis("samples", "K, thoughts sampled for each text", lambda line: float(line.samples), points=False)
 
 
@@ -63,6 +64,7 @@ def curves(results: Results) -> list[Chart]:
         k = results.bounds[-1]
         title, caption = "Likelihood of held-out text", f"{bound_name(k)} after the last iteration, nats per token."
         found.append(_by_samples(results, f"bound_per_token.{k}", title, caption))
+    found.append(_by_documents(results))
     found.append(_answers(results, ITERATION, "accuracy_known", "Known facts only", known))
     found.append(_answers(results, ITERATION, "accuracy_unknown", "Needs an unknown fact", unknown))
     return found
@@ -167,3 +169,14 @@ def _by_samples(results: Results, metric: str, title: str, caption: str) -> Char
     share = metric == "accuracy"
     name, label = _name(metric, SAMPLES), SAMPLES.label
     return Chart(name, "samples", title, caption, found, share=share, x=label, log=True)
+
+
+def _by_documents(results: Results) -> Chart:
+    """Raw text of more and more documents, and where EM ends with those it had."""
+    line = series(results.cells, "accuracy", "raw text", COLOURS["raw"], DOCUMENTS)
+    own = results.final("em") if line else None
+    level = own.mean("accuracy") if own else None
+    levels = [Level(f"EM on {own.documents:,.0f}", COLOURS["em"], level.value)] if own and level else []
+    title, caption = "How much raw text it would take", "Share of right answers of raw text alone, by its documents."
+    name, label = "accuracy_by_documents", DOCUMENTS.label
+    return Chart(name, "known", title, caption, [line] if line else [], levels, x=label, log=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from latent_thoughts.stages.report.summary import Difference, Line, Mean, Results, difference
 
 IN_WORDS = {
+    "raw": "raw text",
     "raw_tokens": "raw text for the same raw tokens",
     "raw_flops": "raw text for the same compute",
     "raw_repeat": "the warm start’s documents as raw text",
@@ -20,6 +21,7 @@ IN_WORDS = {
     "oracle": "oracle thoughts",
 }
 TITLES = {
+    "raw": "raw text",
     "raw_tokens": "raw text",
     "raw_flops": "raw text",
     "raw_repeat": "repeated raw text",

@@ -46,7 +46,8 @@ def write_page(results: Results, folder: Path, figures: list[Drawn], kept: int =
         "table": _table(table.main_table(results), "Results"),
         "samples": _titled("More thoughts per text", table.samples_table(results))
         + _titled("Other settings", table.variants_table(results))
-        + _figures(f for f in figures if f.group == "variants"),
+        + _figures(f for f in figures if f.group == "variants")
+        + _titled("More raw text", table.documents_table(results)),
         "meanings": "".join(
             f'<div class="m-{method}"><dt>{escape(name)}</dt><dd>{escape(meaning)}</dd></div>'
             for method, name, meaning in table.meanings(results)

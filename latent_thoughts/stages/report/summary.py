@@ -23,6 +23,7 @@ Row = dict[str, Any]
 LONGEST = 60  # characters of a method's name
 LOOPS = ("em_paper", "em")  # methods with iterations
 NAMES = {
+    "raw": "Raw text",
     "raw_tokens": "Raw text, same raw tokens",
     "raw_flops": "Raw text, same compute",
     "raw_repeat": "Raw text, repeated",
@@ -36,6 +37,7 @@ NAMES = {
     "oracle": "Oracle thoughts",
 }
 MEANINGS = {
+    "raw": "the documents without thoughts, trained as the recipe says",
     "raw_tokens": "the documents without thoughts, for as many raw tokens as the whole EM run",
     "raw_flops": "the documents without thoughts, for as many tokens in all as the whole EM run",
     "raw_repeat": "the warm start’s documents without their thoughts, for as many tokens as the warm start",
@@ -100,6 +102,12 @@ class Line:
         name = NAMES.get(self.method, self.method)
         return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
 
+    @property
+    def documents(self) -> float:
+        """That there were to train on, with thoughts or without."""
+        found = self.mean("documents")
+        return found.value if found else 0.0
+
     def mean(self, name: str) -> Mean | None:
         """Over seeds. The accuracy of a single seed has the binomial error of its answers."""
         found = mean(figure(row, name) for row in self.rows.values())
@@ -155,8 +163,18 @@ class Results:
         return list(dict.fromkeys(r["variant"] for r in self.rows if r.get("variant")))
 
     @property
+    def cells(self) -> list[Line]:
+        """Runs on other documents: the models of their baselines, by the number of documents."""
+        names = dict.fromkeys((r["cell"], str(r["method"])) for r in self.rows if r.get("cell"))
+        return sorted((self.cell(*name) for name in names), key=lambda line: line.documents)
+
+    def cell(self, name: str, method: str | None = None) -> Line:
+        rows = [r for r in self.rows if r.get("cell") == name and r.get("method") == (method or r.get("method"))]
+        return Line(str(rows[0]["method"]) if rows else "", 0, 0, {r.get("seed"): r for r in rows})
+
+    @property
     def _own(self) -> list[Row]:
-        return [r for r in self.rows if not r.get("variant")]
+        return [r for r in self.rows if not r.get("variant") and not r.get("cell")]
 
     def _iterations(self, rows: list[Row]) -> list[Line]:
         warm_start = self.single("warm_start")
@@ -196,7 +214,7 @@ class Results:
     @property
     def methods(self) -> list[str]:
         """In the order of NAMES; methods that this page does not know come last."""
-        there = dict.fromkeys(str(r.get("method")) for r in self.rows)
+        there = dict.fromkeys(str(r.get("method")) for r in self._own)
         return [m for m in NAMES if m in there] + [m for m in there if m not in NAMES]
 
     @property

@@ -181,6 +181,25 @@ def variants_table(results: Results) -> Table | None:
     return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start."])
 
 
+def documents_table(results: Results) -> Table | None:
+    """Raw text of more and more documents beside EM; None where it was not run."""
+    if not results.cells:
+        return None
+    heads = [
+        ("Method", "How the model was trained"),
+        ("Documents", "That there were to train on"),
+        ("Tokens", "Tokens trained on, for EM from the warm start on"),
+        ("Accuracy", "Share of right answers on held-out questions"),
+        ("Unknown", "Accuracy where the facts are unknown to the warm start"),
+    ]
+    own = results.final("em")
+    cells = []
+    for line in [*results.cells, *([own] if own else [])]:
+        row = [line.name, f"{line.documents:,.0f}", count(line.spent("train_tokens")), percent(line.mean("accuracy"))]
+        cells.append((line.method, "strong" if line is own else "", [*row, percent(line.mean("accuracy_unknown"))]))
+    return Table(heads, cells, [])
+
+
 def points(found: Difference | None) -> str:
     """A difference of shares in percentage points."""
     if found is None:
@@ -226,7 +245,7 @@ def show(results: Results) -> None:
     _print(console, main_table(results))
     for _, name, meaning in meanings(results):
         console.print(f"[bold]{escape(name)}[/]: {escape(meaning)}.")
-    for further in (samples_table(results), variants_table(results)):
+    for further in (samples_table(results), variants_table(results), documents_table(results)):
         if further is not None:
             console.print()
             _print(console, further)
