@@ -75,12 +75,13 @@ def demo(
         str, Parameter(help="Comma-separated seeds; as many as there are cores run side by side.")
     ] = "0,1",
     samples: Annotated[str, Parameter(help="Further numbers of draws K, for both presets: 1,4,16")] = "",
-    set_: Annotated[list[str] | None, Parameter(name="--set", help="Overrides of recipes/castle.yaml.")] = None,
+    recipe: Annotated[str, Parameter(help="castle, hindsight or stories: a recipe of a built-in world.")] = "castle",
+    set_: Annotated[list[str] | None, Parameter(name="--set", help="Overrides of the recipe.")] = None,
 ) -> None:
-    """Bootstrap a small model on the built-in castle and compare it with every baseline."""
+    """Bootstrap a small model on a built-in world and compare it with every baseline."""
     from latent_thoughts.demo import demo as run
 
-    run(out, _integers(seeds, "--seeds"), _integers(samples, "--samples"), set_ or [])
+    run(out, _integers(seeds, "--seeds"), _integers(samples, "--samples"), set_ or [], recipe)
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""The demo: EM on the built-in castle for several seeds side by side, and one report over all of them."""
+"""The demo: EM on a built-in world for several seeds side by side, and one report over all of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from latent_thoughts.stages.report import report
 from latent_thoughts.store import run_lock
 
 
-def demo(out: Path, numbers: list[int], samples: list[int], overrides: list[str]) -> None:
-    """Runs the castle recipe for every seed and writes OUT/results.json and OUT/report.html."""
+def demo(out: Path, numbers: list[int], samples: list[int], overrides: list[str], name: str = "castle") -> None:
+    """Runs the recipe `name` for every seed and writes OUT/results.json and OUT/report.html."""
     extra = [f"em.samples={samples}"] if samples else []
-    recipe = load_recipe(seeds.recipe_path("castle.yaml"), [*overrides, *extra])
+    recipe = load_recipe(seeds.recipe_path(f"{name}.yaml"), [*overrides, *extra])
     with run_lock(out):
         seeds.run(recipe, out, numbers)
         report(out)

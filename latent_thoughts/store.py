@@ -223,7 +223,7 @@ def read_manifest(folder: Path, compared: bool = True) -> Manifest:
     manifest = Manifest(**value)
     if not _well_formed(manifest):
         raise Damaged(path, "it is no manifest")
-    for name in (*manifest.shards, *(part for name in manifest.files for part in Path(name).parts)):
+    for name in (*manifest.shards, *(part for file in manifest.files for part in Path(file).parts)):
         inside(folder, name)
     if compared and (folder / "stage.json").exists() and read_marker(folder)["key"] != manifest.key:
         raise Damaged(path, "it is of another stage than stage.json")

@@ -39,6 +39,7 @@ class World(Section):
     teacher_documents: Annotated[int, Field(ge=0)] = 150
     known_share: Share = 0.8  # share of the world's facts that the teacher's thoughts use
     held_out_share: Share = 0.2  # share of the problems that occur in no training document
+    chain: Positive = 1  # walks in a document, each from where the one before it ended (world:hindsight)
     seed: Seed | None = None  # default: the run's seed
 
 
@@ -83,7 +84,7 @@ class Chunking(Section):
     seed: int = 0
     max_tokens: Positive = 512  # a longer chunk is split, or refused
     oversize: Literal["split", "refuse"] = "split"
-    thoughts: Literal["all", "last"] = "all"  # which chunks of a document get a thought
+    thoughts: Literal["all", "last", "given"] = "all"  # which chunks get a thought; given: where the data has its own
 
 
 class Model(Section):

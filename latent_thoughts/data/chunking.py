@@ -109,6 +109,8 @@ def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocume
     joined = codec.decode([i for chunk in chunks for i in chunk.ids])
     if joined != document.text:
         raise UserError("the tokenizer does not give its text back (is it normalising?)")
-    target = tuple(config.thoughts == "all" or n == len(chunks) - 1 for n in range(len(chunks)))
+    last = len(chunks) - 1
+    wanted = {"all": range(len(chunks)), "last": (last,), "given": oracle}[config.thoughts]
+    target = tuple(n in wanted for n in range(len(chunks)))
     meta = {**document.meta, "oracle": oracle}
     return ThoughtDocument(document.id, tuple(chunks), ((),) * len(chunks), target, "raw", meta)

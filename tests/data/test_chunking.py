@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_thoughts.config import Chunking
-from latent_thoughts.data import chunking
-from latent_thoughts.data.chunking import content_seed, cut, fit, sentences
+from latent_thoughts.config import Chunking, World
+from latent_thoughts.data import chunking, worlds
+from latent_thoughts.data.chunking import chunked, content_seed, cut, fit, sentences
+from latent_thoughts.data.tokenizer import Codec, word_tokenizer
 from latent_thoughts.types import Document, UserError
 
 # Sentence marks, quotes, white space and newlines more often than chance would bring them.
@@ -179,3 +181,18 @@ def test_a_document_of_100_000_sentences() -> None:
     text = numbered(100_000)
     assert len(sentences(text)) == 100_000
     assert "".join(cut(Document("d", text), Chunking())) == text
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "target"),
+    [("given", (False, True, False, True)), ("last", (False,) * 3 + (True,)), ("all", (True,) * 4)],
+)
+def test_which_chunks_get_a_thought(thoughts: Literal["given", "last", "all"], target: tuple[bool, ...]) -> None:
+    """Where the data has its own (`given`): the places are used, the thoughts stay aside."""
+    config = World(documents=1, teacher_documents=0, chain=2)
+    document = next(iter(worlds.documents("hindsight", config, 0)))
+    codec = Codec(word_tokenizer(worlds.make("hindsight", 0).words()))
+    found = chunked(document, Chunking(mode="pieces", thoughts=thoughts), codec)
+    assert found.target == target
+    assert found.thoughts == ((),) * 4
+    assert found.meta["oracle"] == document.thoughts

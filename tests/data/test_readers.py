@@ -133,7 +133,7 @@ def test_a_world() -> None:
     config = {"world": World(documents=3, teacher_documents=2, seed=1)}
     assert len(texts("world:castle", **config)) > 5
     assert len(texts("world:castle", limit=4, **config)) == 4
-    with pytest.raises(UserError, match=r"no built-in world 'moat' \(known: castle, stories\)"):
+    with pytest.raises(UserError, match=r"no built-in world 'moat' \(known: castle, hindsight, stories\)"):
         texts("world:moat")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,12 +16,18 @@ from latent_thoughts.data.tokenizer import Codec, add_control_tokens, word_token
 from latent_thoughts.types import Document, UserError
 
 SMALL = World(documents=400, teacher_documents=60)
-NAMES = ["castle", "stories"]
+NAMES = ["castle", "hindsight", "stories"]
 
 
 @functools.cache
 def documents(name: str, seed: int = 0) -> list[Document]:
-    return list(worlds.documents(name, SMALL, seed))
+    return list(worlds.documents(name, size(name), seed))
+
+
+def size(name: str, **values: Any) -> World:
+    """Walks of the hindsight world come by three."""
+    chain = 3 if name == "hindsight" else 1
+    return SMALL.model_copy(update={"chain": chain, **values})
 
 
 def split(name: str, which: str, seed: int = 0) -> list[Document]:
@@ -31,6 +39,37 @@ def problem(document: Document) -> str:
     assert document.pieces is not None
     person = document.pieces[0].split()[0]
     return re.sub(rf"\b{person}\b", "{}", document.pieces[0])
+
+
+def problems(name: str, document: Document) -> list[str]:
+    """What decides a document's answers, one by one."""
+    if name != "hindsight":
+        return [problem(document)]
+    return [f"{walk.start} {' '.join(walk.moves)}" for walk in walks(document)]
+
+
+class Walk(NamedTuple):
+    start: str
+    shown: list[str]  # of the question, "?" where a move is hidden
+    moves: list[str]  # of the answer
+    end: str
+    rooms: list[str]  # of the thought
+
+
+def walks(document: Document) -> list[Walk]:
+    """The walks of a hindsight document, read from its pieces and thoughts; checks their form."""
+    assert document.pieces is not None
+    pieces, found = document.pieces, []
+    person, start = re.match(r"(\w+) starts in (\w+) \. ", pieces[0]).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    for n, (question, answer) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
+        route = question.removeprefix(f"{person} starts in {start} . " if n == 0 else "then ").removesuffix(" . ")
+        end, told = re.fullmatch(rf"so {person} ends in (\w+) by (.*) \. ?", answer).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        thought = document.thoughts[2 * n + 1].split()
+        assert route.split()[::2] == told.split()[::2] == [str(k + 1) for k in range(len(thought) // 2)]
+        assert told.split()[1::2] == thought[::2]
+        found.append(Walk(start, route.split()[1::2], told.split()[1::2], end, thought[1::2]))
+        start = end
+    return found
 
 
 def transitions(document: Document) -> list[tuple[str, str, str]]:
@@ -68,6 +107,56 @@ def test_the_thought_is_not_in_the_castles_text() -> None:
         assert written == {steps[0][0], steps[-1][2]}
 
 
+def test_hindsight_walks_follow_one_map_and_begin_where_the_one_before_ended() -> None:
+    table: dict[tuple[str, str], str] = {}
+    for document in documents("hindsight"):
+        found = walks(document)
+        assert len(found) == 3
+        for walk in found:
+            for room, move, after in zip([walk.start, *walk.rooms], walk.moves, walk.rooms, strict=False):
+                assert table.setdefault((room, move), after) == after
+            assert walk.rooms[-1] == walk.end
+            assert all(shown in ("?", move) for shown, move in zip(walk.shown, walk.moves, strict=True))
+    assert len(table) == 32
+
+
+def test_hindsight_questions_hide_a_move_but_the_one_that_is_asked_hides_none() -> None:
+    for document in documents("hindsight"):
+        *before, last = walks(document)
+        assert all(walk.shown.count("?") == 1 for walk in before)
+        assert last.shown.count("?") == (document.meta["split"] != "held_out")
+
+
+def test_who_sees_the_question_alone_cannot_know_the_hidden_move_or_the_answer() -> None:
+    """The best guesses, by the whole map and by which walks documents are made of (a fifth is held out, so that some
+    completions are known not to occur); who has read the answer is left with one thought."""
+    moves, ends = defaultdict[str, set[str]](set), defaultdict[str, Counter[str]](Counter)
+    thoughts = defaultdict[str, set[str]](set)
+    training = [p for group in worlds.make("hindsight", 0).problems() for p in group if not worlds._held_out(p, 0, 0.2)]
+    for found in training:
+        route, rooms = found.thought.split()[::2], found.thought.split()[1::2]
+        for hidden in range(len(route)):
+            question = f"{found.begins} {[*route[:hidden], '?', *route[hidden + 1 :]]}"
+            moves[question].add(route[hidden])
+            ends[question][rooms[-1]] += 1
+        thoughts[f"{found.begins} {route}"].add(found.thought)
+    total = sum(found.total() for found in ends.values())
+    assert total > 5000
+    assert len(moves) / total < 1 / 3  # completions are equally likely: one guess a question is right
+    assert sum(max(found.values()) for found in ends.values()) / total < 0.5
+    assert all(len(found) == 1 for found in thoughts.values())
+
+
+def test_which_move_is_hidden_does_not_depend_on_what_it_is() -> None:
+    hidden, shown = Counter[str](), Counter[str]()
+    for document in documents("hindsight"):
+        for walk in walks(document)[:2]:
+            for move, as_shown in zip(walk.moves, walk.shown, strict=True):
+                (hidden if as_shown == "?" else shown)[move] += 1
+    shares = [hidden[move] / (hidden[move] + shown[move]) for move in worlds.Castle.MOVES]
+    assert max(shares) - min(shares) < 0.08
+
+
 AMOUNTS = {"two": 2, "three": 3, "four": 4, "five": 5, "one": 1}
 SIGNS = {"finds": 1, "wins": 1, "loses": -1, "gives": -1}
 
@@ -90,7 +179,8 @@ def test_stories_add_up() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_documents_are_question_and_answer(name: str) -> None:
     for document in documents(name):
-        assert document.pieces is not None and len(document.pieces) == 2
+        assert document.pieces is not None and len(document.pieces) == 2 * size(name).chain
+        assert list(document.thoughts) == list(range(1, len(document.pieces), 2))
         assert "".join(document.pieces) == document.text
         assert "{}" not in document.text
     assert len({d.id for d in documents(name)}) == len(documents(name))
@@ -100,8 +190,9 @@ def test_documents_are_question_and_answer(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [0, 5])
 def test_held_out_problems_occur_nowhere_in_training(name: str, seed: int) -> None:
-    held_out = [problem(d) for d in split(name, "held_out", seed)]
-    training = {problem(d) for d in documents(name, seed) if d.meta["split"] != "held_out"}
+    held_out = [problems(name, d)[-1] for d in split(name, "held_out", seed)]
+    before = {p for d in split(name, "held_out", seed) for p in problems(name, d)[:-1]}
+    training = before.union(*(problems(name, d) for d in documents(name, seed) if d.meta["split"] != "held_out"))
     assert len(set(held_out)) == len(held_out) > 0
     assert training.isdisjoint(held_out)
 
@@ -123,6 +214,19 @@ def test_the_teacher_knows_the_share_of_facts_it_should_and_uses_no_other() -> N
     for document in made:
         if document.meta["split"] == "held_out" and document.meta["known"]:
             assert {step[:2] for step in transitions(document)} <= taught
+
+
+def test_the_teacher_knows_what_all_walks_of_its_documents_need() -> None:
+    made = list(worlds.documents("hindsight", size("hindsight", documents=1, teacher_documents=400), 0))
+
+    def steps(walk: Walk) -> set[tuple[str, str]]:
+        return set(zip([walk.start, *walk.rooms[:-1]], walk.moves, strict=True))
+
+    taught = {step for d in made if d.meta["split"] == "warm_start" for walk in walks(d) for step in steps(walk)}
+    assert 20 < len(taught) <= round(0.8 * 32)
+    for document in made:
+        if document.meta["split"] == "held_out":  # by the walk that is asked, whatever came before it
+            assert document.meta["known"] == (steps(walks(document)[-1]) <= taught)
 
 
 def test_teacher_documents_are_known_in_every_world() -> None:
@@ -155,8 +259,26 @@ def test_all_texts_and_thoughts_are_words_of_the_world(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides_everything(name: str) -> None:
-    assert list(worlds.documents(name, SMALL, 3)) == list(worlds.documents(name, SMALL, 3))
+    assert list(worlds.documents(name, size(name), 3)) == list(worlds.documents(name, size(name), 3))
     assert [d.text for d in documents(name, 0)] != [d.text for d in documents(name, 1)]
+
+
+def test_a_chain_with_no_beginning_is_refused() -> None:
+    problem = worlds.Problem("", "", "", frozenset(), begins=1, ends=2)
+    assert worlds._chain([[problem]], problem, 1, np.random.default_rng(0)) == [problem]
+    with pytest.raises(UserError, match="ends where a problem begins: raise known_share"):
+        worlds._chain([[problem]], problem, 2, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["castle", "stories"])
+def test_a_chain_of_problems_that_stand_alone_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="data.world.chain"):
+        list(worlds.documents(name, size(name, chain=2), 0))
+
+
+def test_a_single_walk_of_the_hindsight_world_says_where_it_starts() -> None:
+    for document in worlds.documents("hindsight", size("hindsight", chain=1), 0):
+        assert len(walks(document)) == 1
 
 
 def test_castles_of_other_seeds_have_other_maps() -> None:
