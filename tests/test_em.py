@@ -156,6 +156,7 @@ def test_killed_at_every_commit_equals_undisturbed(tmp_path: Path, small: dict[s
     assert figures(out) == figures(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_killed_by_the_clock_equals_undisturbed(tmp_path: Path, small: dict[str, Any]) -> None:
     """Another process ends it by SIGKILL at moments nobody chose."""
     small["em"] = {"iterations": 1, "baselines": []}

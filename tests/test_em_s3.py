@@ -140,6 +140,7 @@ def killed(here: Path, s3: Store, out: Path, tmp_path: Path, at: str, share: flo
     return deaths.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_that_fails_at_times_and_is_killed_equals_undisturbed(
     here: Path, s3: Store, bucket: Path, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_the_size_of_the_paper_is_planned_and_not_run(tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_cells_are_runs_on_other_documents(tmp_path: Path) -> None:
     """Of them the baselines' rows are kept, and EM stands beside them in table and page."""
     out, mine = tmp_path / "out", tmp_path / "mine.yaml"

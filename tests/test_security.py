@@ -19,6 +19,7 @@ from latent_thoughts.config import Model, resolve
 from latent_thoughts.config.base import read_yaml
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.places import write
+from latent_thoughts.seals import hashes, read_sealed, write_sealed
 from latent_thoughts.stages.train import checkpoint
 from latent_thoughts.store import Stage, read_manifest
 from latent_thoughts.types import UserError
@@ -40,11 +41,11 @@ def test_a_hostile_manifest_leads_nowhere(run: Run, name: str) -> None:
     """A shard's name is read from `prepare` and written by `sample`: neither may leave its folder."""
     run.train_warm_start()
     path = run.prepared / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_sealed(path)
     good = next(iter(manifest["shards"].values()))
     before = sorted(p for p in run.folder.parent.rglob("*"))
     for shards in ({name: good}, {**manifest["shards"], f"corpus-{name}/../../x": good}):
-        path.write_text(json.dumps({**manifest, "shards": shards}))
+        write_sealed(path, {**manifest, "shards": shards})  # a seal is no signature: whoever wants to hurt makes one
         for stage in (
             lambda: read_manifest(run.prepared),
             run.synthesize,
@@ -112,27 +113,34 @@ def test_a_hostile_checkpoint_runs_nothing(run: Run, tmp_path: Path, monkeypatch
     (saved,) = checkpoint.found(folder)
     description, (data,) = saved / ".metadata", list(saved.glob("*.distcp"))
     good, stored = description.read_bytes(), data.read_bytes()
+
+    def plant(description_: bytes, data_: bytes = stored) -> None:
+        """With the hashes that belong to them: whoever wants to hurt makes them too."""
+        description.write_bytes(description_)
+        data.write_bytes(data_)
+        state = read_sealed(saved / "state.json")
+        del state["files"]
+        (saved / "state.json").unlink()
+        write_sealed(saved / "state.json", {**state, "files": hashes(saved)})
+
     for bad in (pickle.dumps(Bomb(mark)), b"", b"nonsense", pickle.dumps({"no": "description"})):
-        description.write_bytes(bad)
+        plant(bad)
         with pytest.raises(UserError, match="is not to be trusted"):
             run.train_warm_start()
-    description.write_bytes(good)
     found = pickle.loads(good)
     plain = next(i for index, i in found.storage_data.items() if index.fqn.endswith(".lr"))
     buffer = io.BytesIO()
     torch.save(Bomb(mark), buffer)
     plain.offset, plain.length = len(stored), len(buffer.getvalue())
-    description.write_bytes(pickle.dumps(found))
-    data.write_bytes(stored + buffer.getvalue())
+    plant(pickle.dumps(found), stored + buffer.getvalue())
     with pytest.raises(UserError, match=r"is not to be trusted .*\.lr"):
         run.train_warm_start()
     plain.relative_path = "../../../../secret"
-    description.write_bytes(pickle.dumps(found))
+    plant(pickle.dumps(found), stored + buffer.getvalue())
     with pytest.raises(UserError, match="it names"):
         run.train_warm_start()
     assert not mark.exists()
-    description.write_bytes(good)
-    data.write_bytes(stored)
+    plant(good)
     assert run.train_warm_start().counts["step"] == 12  # as it was, it is gone on from
 
 

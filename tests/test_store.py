@@ -233,7 +233,7 @@ def test_any_bytes_for_a_manifest_are_refused(tmp_path_factory: pytest.TempPathF
 def test_no_name_in_a_manifest_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
     value = {"stage": "x", "key": "k", "shards": {name: {"rows": 1, "sha256": ""}}, "counts": {}}
     store.write_sealed(tmp_path / "manifest.json", value)
-    with pytest.raises(UserError, match="no manifest"):
+    with pytest.raises(UserError, match="does not lie in it: do not use this folder"):
         read_manifest(tmp_path)
 
 

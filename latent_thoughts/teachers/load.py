@@ -51,3 +51,5 @@ def _make(config: Synthesize, notes: Notes) -> Teacher:
             from latent_thoughts.teachers.llama_cpp_local import LlamaCppTeacher
 
             return LlamaCppTeacher(config.teacher)
+        case "data":
+            raise AssertionError("what comes with the data is not asked for")

@@ -64,6 +64,7 @@ def crowded(recipe: Path, folder: Path, factor: float) -> list[dict[str, Any]]:
     return attempts
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
     failed = {a["command"] for a in crowded(recipe, tmp_path, 30) if a["code"]}
     assert failed >= {"prepare", "train", "sample", "em"}

@@ -159,7 +159,7 @@ def test_a_faulty_endpoint_and_three_kills_lose_nothing(make: Any, values: dict[
     manifest = run.synthesize()
     lines = (run.synthesized("latent_thoughts") / "failures.jsonl").read_text().splitlines()
     failures = [json.loads(line) for line in lines]
-    assert set(server.faults) == {*FAULTS, "dropped"}
+    assert set(FAULTS) <= set(server.faults)
     assert len(thoughts(run)) == manifest.counts["kept"] == 500 - len(failures)
     assert manifest.counts["failed"] == len(failures) == len({f["doc_id"] for f in failures})
     assert not {(f["doc_id"], f["chunk_index"]) for f in failures} & set(thoughts(run))
