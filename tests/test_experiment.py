@@ -222,3 +222,31 @@ def test_an_experiment_that_is_killed_five_times_gives_the_same_table(finished: 
         time.sleep(1)  # its workers look for it twice a second
     subprocess.run(command, check=True, capture_output=True)
     assert figures(out) == figures(finished)
+
+
+def test_a_paraphrase_that_repeats_an_evaluation_set_is_counted_and_removed(tmp_path: Path) -> None:
+    from latent_thoughts.config import resolve
+    from latent_thoughts.data import records
+    from latent_thoughts.em import Run
+    from latent_thoughts.store import read_manifest, read_rows
+    from tests.conftest import SMALL as RECIPE
+
+    def documents(folder: Path) -> dict[str, Any]:
+        manifest = read_manifest(folder)
+        rows = [row for name in manifest.shards if "warm" in name for row in read_rows(folder, manifest, name)]
+        return {d.id: d for d in map(records.document_of, rows)}
+
+    taken = ["synthesize.teacher.kind=data", f"contamination.sets={{exam: {tmp_path / 'exam.jsonl'}}}"]
+    run = Run(
+        resolve(json.loads(json.dumps(RECIPE)), [*taken, "contamination.n=9", "contamination.remove=true"]), tmp_path
+    )
+    (tmp_path / "exam.jsonl").write_text('{"text": "nothing of it"}\n')
+    run.prepare()
+    before = documents(run.prepared)
+    name, text = next((n, d.meta["paraphrases"]["wrap_baseline"]) for n, d in before.items())
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    counts = run.synthesize("wrap_baseline").counts
+    after = documents(run.synthesized("wrap_baseline"))
+    assert after[name] == before[name]
+    assert sum(after[n].source == "wrap_baseline" for n in after) > 0
+    assert counts["contaminated_thoughts_exam"] >= 1

@@ -251,7 +251,9 @@ class Given:
             if self.method == "oracle":
                 rows = [with_oracle(document, codec, tally, config.remove) for document in part]
             else:
-                rows = [with_paraphrase(document, self.method, chunked, codec, tally) for document in part]
+                rows = [
+                    with_paraphrase(document, self.method, chunked, codec, tally, config.remove) for document in part
+                ]
             found = [z for row in rows for kept in row.thoughts for z in kept]
             sums = {"documents": len(rows), "thoughts": len(found), "thought_tokens": sum(map(len, found))}
             counts = {"sums": sums, "repeated": tally.record()}
@@ -271,11 +273,16 @@ def with_oracle(
 
 
 def with_paraphrase(
-    document: ThoughtDocument, method: str, config: Chunking, codec: Codec, tally: contamination.Tally
-) -> ThoughtDocument:
-    """Raises UserError where the document brought none."""
+    document: ThoughtDocument, method: str, config: Chunking, codec: Codec, tally: contamination.Tally,
+    remove: bool = False,
+) -> ThoughtDocument:  # fmt: skip
+    """The document as it was where its paraphrase repeats an evaluation set and is to be removed.
+
+    Raises UserError where the document brought none.
+    """
     text = (document.meta.get("paraphrases") or {}).get(method)
     if text is None:
         raise UserError(f"document {document.id} came without a paraphrase for {method}: set synthesize.teacher.kind")
-    tally.repeats(text)
+    if tally.repeats(text) and remove:
+        return document
     return paraphrase(document, text, method, config, codec, {})
