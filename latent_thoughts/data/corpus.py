@@ -7,8 +7,12 @@ any document is at hand for the price of its pages, whatever the size of the cor
 from __future__ import annotations
 
 import itertools
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +21,9 @@ import pyarrow as pa
 
 from latent_thoughts.data import records
 from latent_thoughts.store import atomic, checked_table, read_manifest
-from latent_thoughts.types import Chunk, ThoughtDocument
+from latent_thoughts.types import Chunk, Manifest, ThoughtDocument
 
+THREADS = min(8, os.cpu_count() or 1)  # that read shards while a corpus is packed
 IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     [
@@ -150,11 +155,18 @@ def write(sources: Sequence[Source], path: Path) -> None:
 
 
 def _batches(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
-    for source in sources:
-        manifest = read_manifest(source.folder)
-        for name in manifest.shards:
-            if name.startswith(f"{source.split}-"):
-                yield _columns(checked_table(source.folder, manifest, name), source.weight)
+    """All shards in order. Threads read ahead by a few: reading, checking and decoding leave Python's lock."""
+    manifests = [(source, read_manifest(source.folder)) for source in sources]
+    shards = ((s, m, name) for s, m in manifests for name in m.shards if name.startswith(f"{s.split}-"))
+    with ThreadPoolExecutor(THREADS) as pool:
+        ahead = deque(pool.submit(_batch_of, *shard) for shard in islice(shards, 2 * THREADS))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(_batch_of, *shard) for shard in islice(shards, 1))
+
+
+def _batch_of(source: Source, manifest: Manifest, name: str) -> pa.RecordBatch:
+    return _columns(checked_table(source.folder, manifest, name), source.weight)
 
 
 def _columns(table: pa.Table, weight: float) -> pa.RecordBatch:

@@ -135,7 +135,7 @@ def test_thoughts_that_repeat_an_evaluation_set(warm: Run, tmp_path: Path) -> No
 
 def test_gains_are_measured_against_a_raw_model_of_its_own(warm: Run, tmp_path: Path) -> None:
     raw, config = tmp_path / "raw" / "train", warm.recipe.train.model_copy(update={"layout": "raw"})
-    warm._train(config, [Source(warm.prepared, "corpus")], raw.parent)
+    warm.train(config, [Source(warm.prepared, "corpus")], raw.parent)
     sample(warm, tmp_path / "own")
     sample(warm, tmp_path / "against", raw_model=str(raw))
     model = models.load(raw / "model", warm.recipe.model).eval()

@@ -54,7 +54,7 @@ def next_batch(t: Trainer) -> loader.Batch:
 
 def train(run: Run, folder: Path, **settings: Any) -> Any:
     config = Train.model_validate({**run.recipe.train.model_dump(exclude_unset=True), **settings})
-    return run._train(config, sources(run), folder)
+    return run.train(config, sources(run), folder)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -199,7 +199,7 @@ def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any]
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(small))
     processes(nodes, ["-m", "latent_thoughts.cli"], ["train", str(recipe), "--out", str(tmp_path)])
-    run._train(resolve(small).train, sources(run), tmp_path / "one")
+    run.train(resolve(small).train, sources(run), tmp_path / "one")
     ours, theirs = curve(tmp_path / "one"), curve(run.warm_start)
     assert len(ours) == len(theirs) == 50
     for a, b in zip(ours, theirs, strict=True):
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_two(
     small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "steps": 30, "log_steps": 1, "checkpoint_steps": 10}
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(small))
-    run._train(resolve(small).train, sources(run), tmp_path / "whole")
+    run.train(resolve(small).train, sources(run), tmp_path / "whole")
     script, arguments = str(Path(__file__).with_name("stopping.py")), ["train", str(recipe), "--out", str(tmp_path)]
     assert "stopped at step 12; resume with" in processes(1, [script, "12"], arguments)
     assert checkpoint.found(run.warm_start / "train")[-1].name == "checkpoint_000012"
@@ -311,7 +311,7 @@ def test_averaged_weights_are_exported(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("unit", "amount"), [("steps", 7), ("tokens", 1500), ("raw_tokens", 800), ("epochs", 2.5)])
 def test_budgets(run: Run, tmp_path: Path, unit: str, amount: float) -> None:
     config = run.recipe.train.with_budget(unit, amount)
-    counts = run._train(config, sources(run), tmp_path / unit).counts
+    counts = run.train(config, sources(run), tmp_path / unit).counts
     spent = {**counts, "steps": counts["step"], "epochs": counts["epoch"]}[unit]
     assert amount <= spent < amount + {"steps": 1, "tokens": 256, "raw_tokens": 256, "epochs": 1}[unit]
     assert 0.5 < counts["fill"] <= 1
@@ -348,7 +348,7 @@ def test_divergence_is_named_with_step_and_documents(
 
 def test_missing_input_is_named(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not complete .* run that stage first"):
-        run._train(run.recipe.train, [Source(tmp_path / "nowhere", "corpus")], tmp_path / "bad")
+        run.train(run.recipe.train, [Source(tmp_path / "nowhere", "corpus")], tmp_path / "bad")
 
 
 def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
@@ -357,9 +357,9 @@ def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_pat
     stage.close(["corpus-00000.parquet"], {})
     empty = [Source(tmp_path / "sample", "corpus")]
     config = run.recipe.train.with_budget("steps", 2)
-    assert run._train(config, sources(run) + empty, tmp_path / "some").counts["step"] == 2
+    assert run.train(config, sources(run) + empty, tmp_path / "some").counts["step"] == 2
     with pytest.raises(UserError, match="the E-step accepted no thought"):
-        run._train(config, empty, tmp_path / "none")
+        run.train(config, empty, tmp_path / "none")
 
 
 def test_a_finished_stage_leaves_model_card_and_counts_alone(run: Run, tmp_path: Path) -> None:

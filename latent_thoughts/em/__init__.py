@@ -1,0 +1,76 @@
+"""EM: chains the stages in one run folder. Running it again resumes.
+
+RUN/recipe.yaml
+RUN/base  RUN/prepare                          initial checkpoint, documents
+RUN/replies.sqlite                             every reply of a teacher
+RUN/iter_00/{synthesize,train,evaluate}        warm start
+RUN/iter_01/{sample,train,evaluate} ...        EM
+RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper, synthesize for paraphrases
+RUN/samples/PRESET_K/iter_..                   further E-steps, where the recipe asks for them
+RUN/variants/NAME/iter_..                      EM with other settings, likewise
+RUN/results.json  RUN/report.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from latent_thoughts.config import Recipe
+from latent_thoughts.em.baselines import BASELINES
+from latent_thoughts.em.loop import Loop, Row, row, with_preset
+from latent_thoughts.em.run import PARAPHRASES, Run
+from latent_thoughts.runlog import provenance, save_recipe
+from latent_thoughts.stages.synthesize.asking import Approve
+from latent_thoughts.store import write_json
+from latent_thoughts.types import UserError
+
+__all__ = ["Loop", "Row", "Run", "em", "row"]
+
+METHODS = (
+    *("raw", "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot"),
+    *("warm_start", "warm_start_matched", "em_paper", "em", "oracle"),
+)
+
+
+def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row]:
+    """The whole run: warm start, iterations, baselines, results.json. Resumes where it was stopped."""
+    if recipe.synthesize.method in PARAPHRASES:
+        raise UserError(
+            f"EM starts from thoughts: set synthesize.method to oracle or latent_thoughts, and put "
+            f"{recipe.synthesize.method} among em.baselines"
+        )
+    save_recipe(recipe, folder)
+    run = Run(recipe, folder, approve)
+    run.prepare()
+    run.synthesize()
+    rows = [row(run, "warm_start", 0, 0, run.train_warm_start(), run.evaluate(run.warm_start))]
+    loop = Loop(run, "em", recipe.sample, folder)
+    rows += loop.rows()
+    for name in recipe.em.baselines:
+        rows += BASELINES[name](run, loop)
+    rows += _more_samples(run)
+    rows += _variants(run)
+    rows.sort(key=lambda r: (METHODS.index(r["method"]), r.get("variant", ""), r["samples"], r["iteration"]))
+    write_json(folder / "results.json", {"run": {**provenance(recipe), "seeds": [recipe.seed]}, "rows": rows})
+    return rows
+
+
+def _more_samples(run: Run) -> Iterator[Row]:
+    """EM with every K of `em.samples`, in both presets; what the run has done already is not done again."""
+    done = [run.recipe.sample, *([with_preset(run, "paper")] if "em_paper" in run.recipe.em.baselines else [])]
+    for k in run.recipe.em.samples:
+        for method, preset in (("em", "default"), ("em_paper", "paper")):
+            config = with_preset(run, preset).model_copy(update={"k": k})
+            if config in done:
+                continue
+            yield from Loop(run, method, config, run.folder / "samples" / f"{preset}_{k}").rows()
+
+
+def _variants(run: Run) -> Iterator[Row]:
+    """EM with other settings, from the same warm start; their rows have the `variant`."""
+    for name in run.recipe.em.variants:
+        changed = replace(run, recipe=run.recipe.variant(name))
+        for found in Loop(changed, "em", changed.recipe.sample, run.folder / "variants" / name).rows():
+            yield {**found, "variant": name}

@@ -1,0 +1,126 @@
+"""E-step, M-step, evaluation, and again; and the row of results.json that each iteration gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latent_thoughts.config import PRESETS, Sample
+from latent_thoughts.data.corpus import Source
+from latent_thoughts.em.run import Run
+from latent_thoughts.stages import sample as sampling
+from latent_thoughts.store import read_manifest
+from latent_thoughts.types import Manifest
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One EM run: an E-step's settings, and the folder of its iterations (warm start shared)."""
+
+    run: Run
+    method: str
+    config: Sample
+    folder: Path
+
+    def iteration(self, number: int) -> Path:
+        return self.run.warm_start if number == 0 else self.folder / f"iter_{number:02}"
+
+    @property
+    def continual(self) -> bool:
+        return self.run.recipe.em.regime == "continual"
+
+    def sample(self, number: int) -> Manifest:
+        """E-step of iteration `number`, with the model of the one before."""
+        recipe = self.run.recipe
+        slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
+        model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
+        return sampling.sample(recipe, self.config, model, self.run.prepared, folder, number, slices)
+
+    def train(self, number: int) -> Manifest:
+        """M-step of iteration `number`: from the initial checkpoint, or on from the last model."""
+        folder = self.iteration(number)
+        mix, run = self.run.recipe.em.mix, self.run
+        sources = [
+            Source(run.warm_start / "synthesize", "warm_start", mix.warm_start),
+            Source(folder / "sample", "corpus", mix.thoughts),
+            Source(run.prepared, "corpus", mix.raw),
+        ]
+        sources = [source for source in sources if source.weight]
+        config, previous = self.run.recipe.train, None
+        if self.continual:
+            config = config.model_copy(update={"schedule": "wsd"})
+            previous = self.iteration(number - 1) / "train" if number > 1 else None
+        return run.train(config, sources, folder, previous)
+
+    def evaluate(self, number: int) -> tuple[Row, Manifest]:
+        """An iteration's row and what was evaluated; the iteration must have been trained."""
+        folder = self.iteration(number)
+        evaluated, trained = self.run.evaluate(folder), read_manifest(folder / "train")
+        sampled = read_manifest(folder / "sample") if number else None
+        method, k = (self.method, self.config.k) if number else ("warm_start", 0)
+        return row(self.run, method, number, k, trained, evaluated, sampled), evaluated
+
+    def rows(self) -> Iterator[Row]:
+        """Runs all iterations; yields a results row after each."""
+        for number in range(1, self.run.recipe.em.iterations + 1):
+            sampled, trained = self.sample(number), self.train(number)
+            evaluated = self.run.evaluate(self.iteration(number))
+            yield row(self.run, self.method, number, self.config.k, trained, evaluated, sampled)
+
+
+def row(
+    run: Run,
+    method: str,
+    iteration: int,
+    samples: int,
+    trained: Manifest,
+    evaluated: Manifest,
+    sampled: Manifest | None = None,
+) -> Row:
+    """One row of results.json (docs/formats.md)."""
+    e, s = evaluated.counts, sampled.counts if sampled else {}
+    return {
+        "method": method,
+        "iteration": iteration,
+        "samples": samples,
+        "seed": run.recipe.seed,
+        "accuracy": e["accuracy"],
+        "accuracy_n": e["accuracy_n"],
+        "accuracy_known": e["accuracy_known"],
+        "accuracy_unknown": e["accuracy_unknown"],
+        "bound_per_token": {str(k): e[f"bound_{k}_per_token"] for k in run.recipe.evaluate.bound},
+        "nll_per_token": e["nll_per_token"],
+        "nll_raw_per_token": e["nll_raw_per_token"],
+        "bits_per_byte": {name: e[f"{name}_bits_per_byte"] for name in _likelihoods(run)},
+        "tasks": e["tasks"],
+        "documents": run.documents,
+        "train_tokens": trained.counts["tokens"],
+        "train_steps": trained.counts["step"],
+        "thought_correct_sampled": s.get("thought_correct_sampled"),
+        "thought_correct_chosen": s.get("thought_correct_chosen"),
+        "ess": s.get("mean_ess"),
+        "distinct": s.get("mean_distinct"),
+        "unfinished": s.get("unfinished_share"),
+        "accepted": s.get("accepted_share"),
+        "gain_per_token": s.get("gain_per_token"),
+        "sample_tokens": s.get("draw_tokens"),
+        "seconds": {
+            "sample": s.get("seconds", 0.0),
+            "train": trained.counts["seconds"],
+            "evaluate": e["seconds"],
+        },
+    }
+
+
+def _likelihoods(run: Run) -> list[str]:
+    return ["nll", "nll_raw", *(f"bound_{k}" for k in run.recipe.evaluate.bound)]
+
+
+def with_preset(run: Run, name: str) -> Sample:
+    """The recipe's E-step with another preset's values; what no preset sets is kept."""
+    values = Sample.model_validate({"preset": name}).model_dump(include={"preset", *PRESETS[name]})
+    return run.recipe.sample.model_copy(update=values)
