@@ -277,10 +277,13 @@ def load_tokenizer(folder: Path) -> tuple[Any, Controls]:
 
 
 def config_of(folder: Path) -> Any:
-    """The configuration of any model's folder."""
+    """The configuration of any model's folder. Raises UserError where there is none, or one that needs code of its own."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(local(folder, without_weights), trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(local(folder, without_weights), trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _told(folder, error, f"cannot load a configuration from {folder}") from None
 
 
 def plain_tokenizer(folder: Path) -> Any:

@@ -80,6 +80,12 @@ def _listing(folder: Path) -> dict[str, str] | None:
         return None
 
 
+def differing(folder: Path) -> list[str]:
+    """Of a store's folder that was put whole, the files that are missing or not what was put. All are read."""
+    known = _listing(folder) or {}
+    return [name for name, hash in known.items() if not (folder / name).is_file() or sha256(folder / name) != hash]
+
+
 def put(source: Path, target: Path) -> None:
     """Copies a file or folder of this machine into a store. A folder is complete when its listing is there."""
     if source.is_file():

@@ -77,8 +77,11 @@ class StageFolder:
             if why := self._differs(manifest, name):
                 yield self._damaged(self.folder / name, why)
         model = self.folder / "model"
-        if places.remote(model) and model.is_dir() and not transfer.complete(model):
-            yield self._damaged(model, "not put as a whole")
+        if places.remote(model) and model.is_dir():
+            if not transfer.complete(model):
+                yield self._damaged(model, "not put as a whole")
+            for name in transfer.differing(model):
+                yield self._damaged(model / name, "missing, or not what was put (checksum differs)")
 
     def _shards(self, manifest: Manifest | None, key: str | None) -> Iterator[Finding]:
         """Of a stage that is not complete, and those that a manifest does not name."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts import transfer
 from latent_thoughts.config import PRESETS, Sample
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.em.run import Run
@@ -69,6 +70,8 @@ class Loop:
         for number in range(1, self.run.recipe.em.iterations + 1):
             sampled, trained = self.sample(number), self.train(number)
             evaluated = self.run.evaluate(self.iteration(number))
+            if number > 1:  # the warm start is where further E-steps begin
+                transfer.forget(self.iteration(number - 1) / "train" / "model")  # this machine's copy of a store's
             yield row(self.run, self.method, number, self.config.k, trained, evaluated, sampled)
 
 

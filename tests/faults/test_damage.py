@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latent_thoughts import cli
+from latent_thoughts import cli, transfer
 from latent_thoughts.config import Recipe, resolve
 from latent_thoughts.doctor import examine
+from latent_thoughts.doctor.stages import StageFolder
 from latent_thoughts.em import em
 from latent_thoughts.stages import prepare as preparing
 from latent_thoughts.store import Journal, Stage, read_manifest, read_rows
@@ -351,3 +352,19 @@ def test_a_clock_that_jumps_changes_nothing(
         os.utime(path, (moment, moment))
     em(recipe(), tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(runs["finished"])
+
+
+def test_a_model_in_a_store_that_is_not_what_was_put_is_named(bucket: Path, tmp_path: Path) -> None:
+    run, made = bucket / "run", tmp_path / "made"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    (made / "model.safetensors").write_bytes(b"weights")
+    stage = Stage(run / "iter_00/train", "train", "key")
+    transfer.put(made, stage.folder / "model")
+    stage.close([], {}, model="model")
+    found = StageFolder(run, stage.folder)
+    assert list(found.findings()) == []
+    (stage.folder / "model/model.safetensors").write_bytes(b"wEights")
+    (stage.folder / "model/config.json").unlink()
+    named = {finding.path.name for finding in found.findings()}
+    assert named == {"model.safetensors", "config.json"}
