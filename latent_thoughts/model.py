@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,12 @@ def keep_freed_memory() -> None:
         mallopt, most = ctypes.CDLL(None).mallopt, 2**31 - 1
         mallopt(-3, most)  # M_MMAP_THRESHOLD: from which size blocks come straight from the system
         mallopt(-1, most)  # M_TRIM_THRESHOLD: how much that is free may lie at the heap's end
+
+
+def give_freed_memory_back() -> None:
+    """Has glibc give whole free pages back to the system, wherever they lie (nothing elsewhere); some 30 ms."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -277,7 +284,7 @@ def load_tokenizer(folder: Path) -> tuple[Any, Controls]:
 
 
 def config_of(folder: Path) -> Any:
-    """The configuration of any model's folder. Raises UserError where there is none, or one that needs code of its own."""
+    """The configuration of any model's folder. Raises UserError where it is missing or needs code of its own."""
     from transformers import AutoConfig
 
     try:
@@ -300,6 +307,11 @@ def blocks(model: Any) -> list[Any]:
     """The layers that a model is a stack of."""
     kinds = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would take on a CPU."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None)
 
 
 def compile_blocks(model: Any) -> None:

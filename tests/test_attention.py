@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_thoughts.attention import Documents, Rule
+from latent_thoughts.attention import Blocks, Documents, Rule
 from latent_thoughts.attention.documents import SQUARE
 
 H, J, D = 4, 2, 8
@@ -57,6 +57,35 @@ def test_documents_attend_to_themselves(
     (reference * weights).sum().backward()
     assert torch.allclose(out.double(), reference, atol=1e-5)
     assert all(torch.allclose(a.grad.double(), b.grad, atol=1e-4) for a, b in zip(found, expected, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 16), min_size=1, max_size=9),
+    st.none() | st.integers(1, 18),
+    st.sampled_from([None, 2.0]),
+    st.booleans(),
+    st.integers(0, 2),
+)
+def test_in_blocks_documents_attend_to_themselves(
+    sizes: list[int], window: int | None, softcap: float | None, sinks: bool, empty: int
+) -> None:
+    rule = Rule(0.3, window, softcap, torch.linspace(-1, 2, H, dtype=torch.float64) if sinks else None)
+    n, block = sum(sizes), 16
+    room = (-(-n // block) + empty) * block
+    found, expected = inputs(room, torch.float64), inputs(n, torch.float64)
+    with torch.no_grad():
+        for a, b in zip(found, expected, strict=True):
+            a[:, :n] = b
+    numbers = torch.full((room,), -2)
+    numbers[:n] = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    out, reference = Blocks(numbers, block).attend(0, *found, rule)[:, :n], plain(rule, sizes, *expected)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (out * weights).sum().backward()
+    (reference * weights).sum().backward()
+    assert torch.allclose(out, reference)
+    assert all(torch.allclose(a.grad[:, :n], b.grad) for a, b in zip(found, expected, strict=True))
+    assert all(torch.count_nonzero(a.grad[:, n:]) == 0 for a in found)
 
 
 @pytest.mark.parametrize("sizes", [[40, 7, 100], [SQUARE + 1, 3]], ids=["squares", "grouped"])

@@ -1,9 +1,10 @@
 """Attention over branching sequences: what many sequences share is stored, and read, once.
 
 The model sees one long row of new tokens, without padding; what is registered here with transformers as an attention
-implementation gives each token the keys of its own past. There are three kinds of pass: `Extend` (spans.py) encodes
+implementation gives each token the keys of its own past. The kinds of pass: `Extend` (spans.py) encodes
 spans of tokens behind paths of spans already encoded; `Lanes` (lanes.py) grows many draws by one token each;
-`Documents` (documents.py) is training's, documents side by side that do not see each other.
+`Documents` (documents.py) is training's, documents side by side that do not see each other, and `Blocks` (blocks.py)
+the same where a whole step is compiled.
 
 Axis suffixes: H heads, J key-value heads, N new tokens, L tokens of a span, D head width, G lanes, R draws of a lane, T
 tokens drawn, or of a document.
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from latent_thoughts.attention.blocks import Blocks as Blocks
 from latent_thoughts.attention.documents import Documents as Documents
 from latent_thoughts.attention.lanes import Lanes as Lanes
 from latent_thoughts.attention.rule import Pass as Pass
@@ -28,7 +30,6 @@ NAME = "latent_thoughts"
 LAYERS = {"full_attention", "sliding_attention"}
 
 
-@torch.compiler.disable
 def attend(
     module: Any,
     query: torch.Tensor,

@@ -27,6 +27,7 @@ class Documents:
         self.masks: dict[tuple[int, int], torch.Tensor] = {}
         self.grouped = functools.cache(lambda *sizes: Extend([()] * len(sizes), sizes, [False] * len(sizes), device))
 
+    @torch.compiler.disable
     def attend(
         self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
     ) -> torch.Tensor:

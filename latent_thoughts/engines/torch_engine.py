@@ -7,6 +7,7 @@ many jobs grow together; one that ends makes room for the next. Nothing is padde
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,10 @@ from latent_thoughts.engines.base import Job
 from latent_thoughts.engines.passes import Passes
 from latent_thoughts.engines.schedule import Schedule
 from latent_thoughts.engines.work import Work
+from latent_thoughts.model import give_freed_memory_back
 from latent_thoughts.types import UserError
+
+TIDY = 10.0  # seconds
 
 
 class TorchEngine:
@@ -27,6 +31,7 @@ class TorchEngine:
 
     def __init__(self, model: Any, limits: Limits | None = None):
         self.passes, self.limits = Passes(model), limits or Limits()
+        self.tidied = time.monotonic()
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
@@ -39,11 +44,18 @@ class TorchEngine:
             try:
                 for work in Schedule(self.passes, self.limits, todo).run():
                     yield work.index, work.result
+                    self._tidy()
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                     raise
                 self._halve(error)
             todo = [w for w in todo if not w.told]
+
+    def _tidy(self) -> None:
+        """Keys and values of all lengths come and go: without this the heap has more and more holes (docs/log.md)."""
+        if self.passes.device.type == "cpu" and time.monotonic() - self.tidied > TIDY:
+            give_freed_memory_back()
+            self.tidied = time.monotonic()
 
     def _halve(self, error: RuntimeError) -> None:
         limits = self.limits

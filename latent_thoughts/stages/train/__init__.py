@@ -130,8 +130,13 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         models.add_dropout(model, config.dropout)
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    objective, half = Objective(model, config.logits), model_config.dtype == "bfloat16"
-    if config.compile:
+    if config.compile == "whole" and (ranks.size > 1 or config.checkpoint_activations):
+        raise UserError("train.compile: whole is for one process without checkpoint_activations: take blocks")
+    if config.compile and models.device_of(model_config).type == "cpu" and models.compiler() is None:
+        raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
+    whole = config.sequence_length if config.compile == "whole" else 0
+    objective, half = Objective(model, config.logits, whole), model_config.dtype == "bfloat16"
+    if config.compile == "blocks":
         models.compile_blocks(model)
     if ranks.size > 1:
         parallel.shard(objective, models.blocks(model), ranks, config.shard, half)

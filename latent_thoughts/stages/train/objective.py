@@ -12,21 +12,28 @@ import torch
 from torch import nn
 
 from latent_thoughts import attention
-from latent_thoughts.attention import Documents
+from latent_thoughts.attention import Blocks, Documents
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
-from latent_thoughts.types import PackedRow
+from latent_thoughts.types import PackedRow, UserError
 
 
 class Objective(nn.Module):
-    """A causal LM with its loss. `logits` is how many may be held at a time (positions x vocabulary)."""
+    """A causal LM with its loss. `logits` is how many may be held at a time (positions x vocabulary).
 
-    def __init__(self, model: Any, logits: int):
+    With `whole`, forward and backward pass of training are one compiled graph each (torch.compile) for every multiple
+    of `whole` tokens to which a row is padded. Raises UserError where the model's attention cannot be replaced.
+    """
+
+    def __init__(self, model: Any, logits: int, whole: int = 0):
         super().__init__()
-        self.model = model
+        self.model, self.logits, self.whole = model, logits, whole
         self.branching = attention.install(model)  # the model lets its attention be replaced by ours
         self.block = max(1, logits // self.head.weight.shape[0])
         self.plain_head = self._has_plain_head()
+        if whole and not self.branching:
+            raise UserError(f"train.compile: whole does not know {model.config.model_type} models: take blocks")
+        self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False)
 
     @property
     def head(self) -> Any:
@@ -46,6 +53,8 @@ class Objective(nn.Module):
 
     def forward(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the losses, differentiable; the losses (N,); their `format.Part` (N,)), in nats."""
+        if self.whole and self.training:
+            return self._in_one_graph(packed)
         labels = torch.from_numpy(packed.labels)
         carries = (labels != format.IGNORE).nonzero()[:, 0]
         targets, parts = labels[carries].to(self.head.weight.device), torch.from_numpy(packed.parts)[carries]
@@ -60,6 +69,33 @@ class Objective(nn.Module):
             losses = torch.nn.functional.cross_entropy(logits_NV.float(), targets, reduction="none")
             total = losses.sum()
         return total, losses.detach(), parts
+
+    def _in_one_graph(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        place = positions(packed)
+        block = 1 << max(3, int(place.max()).bit_length())  # a power of two, so that there are few graphs
+        size = -(-len(place) // self.whole) * self.whole
+        size = -(-size // block) * block
+        if size * self.head.weight.shape[0] > self.logits:
+            raise UserError(
+                f"train.compile: whole holds logits of {size} positions at a time, more than train.logits: "
+                "take fewer micro_rows, or compile: blocks"
+            )
+        columns = np.zeros((4, size), np.int64)
+        columns[2:, len(place) :] = [[-2], [format.IGNORE]]
+        columns[:, : len(place)] = packed.ids, place, packed.document_ids, packed.labels
+        losses = self.compiled(*torch.from_numpy(columns).to(self.head.weight.device), block)
+        carries = (packed.labels != format.IGNORE).nonzero()[0]
+        carried = losses.detach()[torch.from_numpy(carries - 1)]
+        return losses.sum(), carried, torch.from_numpy(packed.parts)[carries]
+
+    def _losses(
+        self, ids: torch.Tensor, place: torch.Tensor, documents: torch.Tensor, labels: torch.Tensor, block: int
+    ) -> torch.Tensor:
+        """Of what follows each position (N - 1,), 0 where that carries no loss."""
+        branches = Blocks(documents, block)
+        found = self.model(input_ids=ids[None], position_ids=place[None], use_cache=False, branches=branches)
+        logits = found.logits[0, :-1].float()
+        return nn.functional.cross_entropy(logits, labels[1:], ignore_index=format.IGNORE, reduction="none")
 
     def _at(self, values: torch.Tensor, documents: torch.Tensor, place: torch.Tensor, wanted: torch.Tensor) -> Any:
         if self.branching:

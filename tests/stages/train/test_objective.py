@@ -20,7 +20,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective, losses_by_blocks
-from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument
+from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 
 FAMILIES = ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss"]
@@ -149,6 +149,32 @@ def test_compiled_blocks_give_the_same_gradient() -> None:
             objective(batch(config).micros[0])[0].backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+def gradients_of_two_rows(model: Any, objective: Objective) -> list[torch.Tensor]:
+    for n in (0, 1):  # of different lengths
+        total, losses, parts = objective(batch(CONFIG.model_copy(update={"rows": 1 + n})).micros[0])
+        assert torch.isclose(losses.sum(), total.detach()) and len(parts) == len(losses)
+        total.backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES[:1], *FAMILIES[2:], pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_whole_step_in_one_graph_gives_the_same_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled, as it is; and compiled."""
+    if kind != "compiled":
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    elif not models.compiler():
+        pytest.skip("no C++ compiler")
+    plain, whole = (tiny("llama" if kind == "compiled" else kind).train() for _ in range(2))
+    found = gradients_of_two_rows(whole, Objective(whole, MANY, whole=48))
+    expected = gradients_of_two_rows(plain, Objective(plain, MANY))
+    assert all(torch.allclose(a, b, atol=3e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_step_whose_logits_are_too_many_for_one_graph_is_refused() -> None:
+    with pytest.raises(UserError, match="train.compile: whole holds logits of 128 positions"):
+        Objective(tiny("llama").train(), 127 * VOCABULARY, whole=48)(batch().micros[0])
 
 
 def test_dropout_is_active_in_training_alone() -> None:
