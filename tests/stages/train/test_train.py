@@ -94,7 +94,14 @@ def killed_at(run: Run, folder: Path, *steps: int, **settings: Any) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"micro_rows": 3}, {"ema": 0.9}, {"held_out": 5, "export": "best"}, {"optimizer": "adamw", "keep": 2}],
+    [
+        {},
+        {"micro_rows": 3},
+        {"ema": 0.9},
+        {"held_out": 5, "export": "best"},
+        {"optimizer": "adamw", "keep": 2},
+        pytest.param({"compile": "whole", "dropout": 0.2}, marks=pytest.mark.slow),
+    ],
     ids=lambda settings: ",".join(settings) or "plain",
 )
 def test_resumed_training_equals_uninterrupted_training(run: Run, tmp_path: Path, settings: dict[str, Any]) -> None:
