@@ -79,7 +79,7 @@ def test_in_blocks_documents_attend_to_themselves(
             a[:, :n] = b
     numbers = torch.full((room,), -2)
     numbers[:n] = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    out, reference = Blocks(numbers, block).attend(0, *found, rule)[:, :n], plain(rule, sizes, *expected)
+    out, reference = Blocks(Blocks.hidden(numbers, block)).attend(0, *found, rule)[:, :n], plain(rule, sizes, *expected)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (out * weights).sum().backward()
     (reference * weights).sum().backward()

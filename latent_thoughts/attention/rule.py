@@ -38,11 +38,12 @@ def softmax(
 ) -> torch.Tensor:
     """Attention weights of scores (..., keys), some of them hidden, in their dtype (summed in float32).
 
+    `hidden` says which, or is added: -inf where they are.
     `sinks` (..., 1) take part of the attention to nowhere.
     """
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill_(hidden, -torch.inf)
+    scores = scores.masked_fill_(hidden, -torch.inf) if hidden.dtype == torch.bool else scores + hidden
     if sinks is None:
         return torch.softmax(scores, -1)
     sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)

@@ -83,16 +83,17 @@ class Objective(nn.Module):
         columns = np.zeros((4, size), np.int64)
         columns[2:, len(place) :] = [[-2], [format.IGNORE]]
         columns[:, : len(place)] = packed.ids, place, packed.document_ids, packed.labels
-        losses = self.compiled(*torch.from_numpy(columns).to(self.head.weight.device), block)
+        ids, place, documents, labels = torch.from_numpy(columns).to(self.head.weight.device)
+        losses = self.compiled(ids, place, Blocks.hidden(documents, block), labels)
         carries = (packed.labels != format.IGNORE).nonzero()[0]
         carried = losses.detach()[torch.from_numpy(carries - 1)]
         return losses.sum(), carried, torch.from_numpy(packed.parts)[carries]
 
     def _losses(
-        self, ids: torch.Tensor, place: torch.Tensor, documents: torch.Tensor, labels: torch.Tensor, block: int
+        self, ids: torch.Tensor, place: torch.Tensor, hidden_BTK: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Of what follows each position (N - 1,), 0 where that carries no loss."""
-        branches = Blocks(documents, block)
+        branches = Blocks(hidden_BTK)
         found = self.model(input_ids=ids[None], position_ids=place[None], use_cache=False, branches=branches)
         logits = found.logits[0, :-1].float()
         return nn.functional.cross_entropy(logits, labels[1:], ignore_index=format.IGNORE, reduction="none")
