@@ -30,7 +30,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common
-import estep
+import estep_systems
 
 from latent_thoughts import executors
 from latent_thoughts import model as models
@@ -50,7 +50,7 @@ EXECUTORS = {"local": {"kind": "local", "workers": 2}, "ray": {"kind": "ray", "w
 def prepare(run: Path, count: int) -> None:
     """A model and prepared shards of one chunk a document, as the stages before would leave them."""
     stage = Stage(run / "train", "train", "model")  # first: it moves aside what it does not know
-    estep.prepare(run / "train" / "model", "bfloat16")
+    estep_systems.prepare(run / "train" / "model", "bfloat16")
     stage.close([], {})
     codec, rng = Codec(models.load_tokenizer(run / "train" / "model")[0]), np.random.default_rng(0)
     stories = worlds.documents("stories", World(documents=20 * count, teacher_documents=0), 0)
