@@ -47,7 +47,7 @@ def engine(folder: Path) -> Any:
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     # so few tokens at a time that prompts would be prefilled in parts, if that were allowed
-    limits = {"max_num_seqs": 16, "max_num_batched_tokens": 130, "seed": 0}
+    limits = {"max_num_seqs": 16, "max_num_batched_tokens": 130, "seed": 0, "gpu_memory_utilization": 0.2}
     with contextlib.closing(VllmEngine(folder, "float32", max_tokens=128, **limits)) as engine:
         yield engine
 
