@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from latent_thoughts.config import resolve
-from latent_thoughts.data import records
-from latent_thoughts.em import Run, em
+from latent_thoughts.data import pieces, records
+from latent_thoughts.em import Loop, Run, em
 from latent_thoughts.store import read_manifest
 
 
@@ -174,6 +174,28 @@ def test_killed_by_the_clock_equals_undisturbed(tmp_path: Path, small: dict[str,
         process.wait()
     subprocess.run(command, check=True, capture_output=True)
     assert figures(out) == figures(tmp_path / "undisturbed")
+
+
+def test_an_m_step_is_packed_of_pieces_made_while_the_e_step_ran(
+    tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(resolve(small), tmp_path)
+    run.prepare()
+    run.synthesize()
+    run.train_warm_start()
+    loop = Loop(run, "em", run.recipe.sample, tmp_path)
+    thoughts = {n: told["sha256"] for n, told in loop.sample(1).shards.items() if n.startswith("corpus-")}
+    assert {path.name for path in loop.ahead(1).iterdir()} == set(thoughts.values())
+    read, original = list[str](), pieces.checked_table
+
+    def checked(folder: Path, manifest: Any, name: str) -> Any:
+        read.append(f"{folder.name}/{name}")
+        return original(folder, manifest, name)
+
+    monkeypatch.setattr(pieces, "checked_table", checked)
+    loop.train(1)
+    assert read and not {f"sample/{name}" for name in thoughts} & set(read)
+    assert not loop.ahead(1).exists()
 
 
 def test_an_m_step_is_mixed_of_what_the_recipe_says(tmp_path: Path, small: dict[str, Any]) -> None:

@@ -19,29 +19,22 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from latent_thoughts.data import records
-from latent_thoughts.store import atomic, checked_table, read_manifest
+from latent_thoughts.data import pieces
+from latent_thoughts.data.pieces import SCHEMA
+from latent_thoughts.store import atomic, read_manifest
 from latent_thoughts.types import Chunk, Manifest, ThoughtDocument
 
 THREADS = min(8, os.cpu_count() or 1)  # that read shards while a corpus is packed
-IDS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("weight", pa.float64()),
-        ("target", pa.list_(pa.int8())),
-        ("text", pa.list_(IDS)),
-        ("thoughts", pa.list_(pa.list_(IDS))),
-    ]
-)
 
 
 class Source(NamedTuple):
-    """A split of a completed stage; in an epoch its documents are visited `weight` times in the mean."""
+    """A split of a completed stage; in an epoch its documents are visited `weight` times in the mean. `ahead` may hold
+    pieces of its shards (pieces.py)."""
 
     folder: Path
     split: str
     weight: float = 1.0
+    ahead: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +159,4 @@ def _batches(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
 
 
 def _batch_of(source: Source, manifest: Manifest, name: str) -> pa.RecordBatch:
-    return _columns(checked_table(source.folder, manifest, name), source.weight)
-
-
-def _columns(table: pa.Table, weight: float) -> pa.RecordBatch:
-    """What `_batch` makes of a shard's documents, column by column: a cluster waits while its corpus is packed."""
-    chunks = table.column("chunks").combine_chunks()
-    starts = chunks.offsets.to_numpy()
-    offsets = pa.array(starts - starts[0])
-    parts = dict(zip([f.name for f in records.CHUNK], chunks.flatten().flatten(), strict=True))
-    named = {"target": parts["target"].cast(pa.int8()), "text": parts["ids"], "thoughts": parts["thoughts"]}
-    arrays = {name: pa.ListArray.from_arrays(offsets, values) for name, values in named.items()}
-    arrays |= {"id": table.column("id").combine_chunks(), "weight": pa.repeat(pa.scalar(weight), len(table))}
-    return pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in SCHEMA], schema=SCHEMA)
+    return pieces.batch(source.folder, manifest, name, source.weight, source.ahead)

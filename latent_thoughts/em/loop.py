@@ -9,8 +9,11 @@ from typing import Any
 
 from latent_thoughts import transfer
 from latent_thoughts.config import PRESETS, Sample
+from latent_thoughts.data import pieces
 from latent_thoughts.data.corpus import Source
+from latent_thoughts.data.pieces import Ahead
 from latent_thoughts.em.run import Run
+from latent_thoughts.places import bench
 from latent_thoughts.stages import sample as sampling
 from latent_thoughts.store import read_manifest
 from latent_thoughts.types import Manifest
@@ -34,12 +37,17 @@ class Loop:
     def continual(self) -> bool:
         return self.run.recipe.em.regime == "continual"
 
+    def ahead(self, number: int) -> Path:
+        """Where the M-step's corpus is packed while the E-step runs."""
+        return self.iteration(number) / ".packed"
+
     def sample(self, number: int) -> Manifest:
         """E-step of iteration `number`, with the model of the one before."""
         recipe = self.run.recipe
         slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
-        return sampling.sample(recipe, self.config, model, self.run.prepared, folder, number, slices)
+        with Ahead(self.ahead(number)) as ahead:
+            return sampling.sample(recipe, self.config, model, self.run.prepared, folder, number, slices, ahead)
 
     def train(self, number: int) -> Manifest:
         """M-step of iteration `number`: from the initial checkpoint, or on from the last model."""
@@ -47,7 +55,7 @@ class Loop:
         mix, run = self.run.recipe.em.mix, self.run
         sources = [
             Source(run.warm_start / "synthesize", "warm_start", mix.warm_start),
-            Source(folder / "sample", "corpus", mix.thoughts),
+            Source(folder / "sample", "corpus", mix.thoughts, bench(self.ahead(number))),
             Source(run.prepared, "corpus", mix.raw),
         ]
         sources = [source for source in sources if source.weight]
@@ -55,7 +63,9 @@ class Loop:
         if self.continual:
             config = config.model_copy(update={"schedule": "wsd"})
             previous = self.iteration(number - 1) / "train" if number > 1 else None
-        return run.train(config, sources, folder, previous)
+        trained = run.train(config, sources, folder, previous)
+        pieces.forget(self.ahead(number))
+        return trained
 
     def evaluate(self, number: int) -> tuple[Row, Manifest]:
         """An iteration's row and what was evaluated; the iteration must have been trained."""

@@ -38,8 +38,11 @@ def sample(
     folder: Path,
     iteration: int,
     slices: tuple[int, int] = (0, 1),
+    made: Callable[[Path, dict[str, dict[str, Any]]], None] = lambda folder, shards: None,
 ) -> Manifest:
     """Infers a thought for every target chunk of the corpus with the model of train stage `model`.
+
+    `made` is told of thought shards as they are there: the folder, and what the manifest will say of them.
 
     `slices` = (n, of) takes every of-th shard from the n-th (continual regime). Shards that are
     there already are kept. Raises UserError where sampler and scorer disagree beyond `max_gap`.
@@ -76,6 +79,7 @@ def sample(
             totals.add(result.counts)
             tally.add(result.counts["repeated"])
             described |= result.shards
+            made(folder, {result.unit: result.shards[result.unit]})
     thought_names = [_posteriors(name) for name in names]
     figures = {**totals.sums, **health(totals.sums), **tally.counts("thoughts")}
     return stage.close(names + thought_names, figures, described)
