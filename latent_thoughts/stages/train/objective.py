@@ -33,7 +33,9 @@ class Objective(nn.Module):
         self.plain_head = self._has_plain_head()
         if whole and not self.branching:
             raise UserError(f"train.compile: whole does not know {model.config.model_type} models: take blocks")
-        self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False)
+        options = {"cpp_wrapper": True} if self.head.weight.device.type == "cpu" else None
+        self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False, options=options)
+        self.seen = set[tuple[int, ...]]()  # shapes that there is a graph for
 
     @property
     def head(self) -> Any:
@@ -84,7 +86,11 @@ class Objective(nn.Module):
         columns[2:, len(place) :] = [[-2], [format.IGNORE]]
         columns[:, : len(place)] = packed.ids, place, packed.document_ids, packed.labels
         ids, place, documents, labels = torch.from_numpy(columns).to(self.head.weight.device)
-        losses = self.compiled(ids, place, Blocks.hidden(documents, block), labels)
+        # Nothing but shapes changes between steps. What else a graph takes for granted is checked once for each shape:
+        # every time would be a tenth of a small model's step.
+        with torch.compiler.set_stance("default", skip_guard_eval_unsafe=(size, block) in self.seen):
+            losses = self.compiled(ids, place, Blocks.hidden(documents, block), labels)
+        self.seen.add((size, block))
         carries = (packed.labels != format.IGNORE).nonzero()[0]
         carried = losses.detach()[torch.from_numpy(carries - 1)]
         return losses.sum(), carried, torch.from_numpy(packed.parts)[carries]
