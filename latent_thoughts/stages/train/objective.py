@@ -33,8 +33,9 @@ class Objective(nn.Module):
         self.plain_head = self._has_plain_head()
         if whole and not self.branching:
             raise UserError(f"train.compile: whole does not know {model.config.model_type} models: take blocks")
-        options = {"cpp_wrapper": True} if self.head.weight.device.type == "cpu" else None
-        self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False, options=options)
+        if whole:  # torch's compiler is loaded here, and takes 65 MB
+            options = {"cpp_wrapper": True} if self.head.weight.device.type == "cpu" else None
+            self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False, options=options)
         self.seen = set[tuple[int, ...]]()  # shapes that there is a graph for
 
     @property
