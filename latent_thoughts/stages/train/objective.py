@@ -34,7 +34,7 @@ class Objective(nn.Module):
         if whole and not self.branching:
             raise UserError(f"train.compile: whole does not know {model.config.model_type} models: take blocks")
         if whole:  # torch's compiler is loaded here, and takes 65 MB
-            options = {"cpp_wrapper": True} if self.head.weight.device.type == "cpu" else None
+            options: Any = {"cpp_wrapper": True} if self.head.weight.device.type == "cpu" else None
             self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False, options=options)
         self.seen = set[tuple[int, ...]]()  # shapes that there is a graph for
 
