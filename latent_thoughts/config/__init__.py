@@ -104,7 +104,7 @@ class Engine(Section):
 
     kind: Literal["torch", "vllm"] = "torch"
     scorer: Literal["torch", "vllm"] = "torch"  # where vllm samples; vllm scores draws at temperature 1 alone
-    sequences: Positive = 128  # decoded at a time
+    sequences: Positive = 256  # decoded at a time
     tokens: Positive = 65536  # key-value positions held at a time, by contexts and again by draws
     pass_tokens: Positive = 4096  # encoded in one pass
     logits: Positive = 2**26  # held at a time (positions x vocabulary)
