@@ -47,6 +47,7 @@ from latent_thoughts.data import worlds
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.machine import keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
@@ -100,7 +101,7 @@ class Clock:
 
 
 def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clock:
-    models.keep_freed_memory()  # as the train stage does
+    keep_freed_memory()  # as the train stage does
     model = models.load(folder, Model(dtype="float32")).train()
     _, controls = models.load_tokenizer(folder)
     chosen = {"compile": a.compile, "workers": a.workers} if a.system == "ours" else {}

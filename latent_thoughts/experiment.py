@@ -41,7 +41,8 @@ class Claim(Section):
 class Experiment(Section):
     """A grid: settings of all sizes and of one size, dotted as on the command line, and the claims.
 
-    A cell is a run of its own, on other documents; of it the baselines count.
+    A cell is a run of its own, on other documents; of it the baselines count. `equal_tokens` names a model as claims
+    do: raw models of cells are trained for as many tokens as it was, with all it builds on, in the mean over seeds.
     """
 
     about: str
@@ -49,6 +50,7 @@ class Experiment(Section):
     set: dict[str, Any] = {}
     sizes: dict[Size, dict[str, Any]] = {}
     cells: dict[Size, dict[str, dict[str, Any]]] = {}
+    equal_tokens: str | None = None
     claims: dict[str, Claim]
 
     def recipe(self, size: Size, overrides: list[str], cell: str | None = None) -> Recipe:
@@ -84,11 +86,22 @@ def experiment(name: str, size: Size, numbers: list[int], out: Path, overrides: 
     recipe = found.recipe(size, overrides)
     with run_lock(out):
         seeds.run(recipe, out, numbers)
-        for cell in found.cells.get(size, {}):
-            seeds.run(found.recipe(size, overrides, cell), out / "cells" / cell, numbers)
-        _join(out, list(found.cells.get(size, {})))
+        cells = found.cells.get(size, {})
+        equal = budget(found.equal_tokens, load(out)) if cells and found.equal_tokens else []
+        for cell in cells:
+            seeds.run(found.recipe(size, [*overrides, *equal], cell), out / "cells" / cell, numbers)
+        _join(out, list(cells))
         write_json(out / "verdict.json", {"claims": verdict(found.claims, load(out))})
         report(out)
+
+
+def budget(model: str, results: Results) -> list[str]:
+    """The setting that trains raw models for as many tokens as `model`. Raises UserError where that was not run."""
+    line = line_of(model, results)
+    tokens = line and line.spent("train_tokens")
+    if tokens is None:
+        raise UserError(f"equal_tokens: {model} was not run, so that no tokens can be equalled")
+    return [f"em.raw.tokens={round(tokens.value)}"]
 
 
 def _join(out: Path, cells: list[str]) -> None:

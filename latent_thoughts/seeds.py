@@ -17,6 +17,7 @@ from typing import Any
 
 from latent_thoughts import runlog
 from latent_thoughts.config import Recipe, parse
+from latent_thoughts.machine import cores
 from latent_thoughts.store import read_json, run_lock, write_json
 from latent_thoughts.types import UserError
 
@@ -37,7 +38,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
     runlog.save_recipe(recipe, out)
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    workers = min(len(seeds), os.cpu_count() or 1)
+    workers = min(len(seeds), cores())
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(events,)) as pool:
         values = recipe.model_dump()
         jobs = [pool.submit(_run_seed, values, out / f"seed_{seed}", seed) for seed in seeds]

@@ -152,6 +152,13 @@ def test_temperature_goes_linearly_from_first_to_last() -> None:
     assert sample.temperature_at(1, 1) == 2.0
 
 
+def test_the_number_of_draws_goes_from_first_to_last() -> None:
+    sample = Sample(k=8, last_k=24)
+    assert [sample.k_at(n, 4) for n in range(1, 5)] == [8, 13, 19, 24]
+    assert [Sample(k=8).k_at(n, 4) for n in range(1, 5)] == [8, 8, 8, 8]
+    assert sample.k_at(1, 1) == 8
+
+
 def test_one_budget_at_most() -> None:
     assert Train().budget == ("epochs", 1.0)
     assert Train(tokens=500).budget == ("tokens", 500.0)

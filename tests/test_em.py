@@ -206,3 +206,21 @@ def test_an_m_step_is_mixed_of_what_the_recipe_says(tmp_path: Path, small: dict[
     counts = read_manifest(tmp_path / "iter_01" / "train").counts
     assert counts["thought_tokens"] == 0 and counts["raw_tokens"] > 0
     assert read_manifest(tmp_path / "iter_00" / "train").counts["thought_tokens"] > 0
+
+
+def test_gains_against_a_raw_model_that_the_run_trains(tmp_path: Path, small: dict[str, Any]) -> None:
+    """Draws are the same; what they are measured against is what the raw model gives the text, and nothing else."""
+    small["train"]["steps"] = 15
+    run = Run(resolve(small), tmp_path / "run")
+    run.prepare()
+    run.synthesize()
+    run.train_warm_start()
+    own = Loop(run, "em", run.recipe.sample, tmp_path / "own")
+    raw = Loop(run, "em", run.recipe.sample.model_copy(update={"raw_model": "raw"}), tmp_path / "raw")
+    told = [loop.sample(1).counts for loop in (own, raw)]
+    assert told[0]["bound"] == told[1]["bound"]
+    assert told[0]["raw_logprob"] != told[1]["raw_logprob"]
+    trained = run.baseline("raw") / "train"
+    given = run.recipe.sample.model_copy(update={"raw_model": str(trained)})
+    assert Loop(run, "em", given, tmp_path / "given").sample(1).counts["raw_logprob"] == told[1]["raw_logprob"]
+    assert read_manifest(trained).counts["thought_tokens"] == 0

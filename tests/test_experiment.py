@@ -17,7 +17,7 @@ import yaml
 
 from latent_thoughts import cli, seeds
 from latent_thoughts.config.base import parse
-from latent_thoughts.experiment import Claim, Experiment, line_of, named, verdict
+from latent_thoughts.experiment import Claim, Experiment, budget, line_of, named, verdict
 from latent_thoughts.stages.report.summary import Results
 from latent_thoughts.types import UserError
 
@@ -96,6 +96,15 @@ def test_what_an_experiment_claims_is_what_it_runs(name: str, size: Any) -> None
     for told in found.claims.values():
         for text in (told.first, told.second):
             assert line_of(text, there) or left_out is None or text in left_out, text
+
+
+def test_tokens_are_equalled_in_the_mean_over_seeds() -> None:
+    there = results(oracle=[0.5, 0.5])
+    for row, tokens in zip(there.rows, (1000, 1003), strict=True):
+        row["train_tokens"] = tokens
+    assert budget("oracle", there) == ["em.raw.tokens=1002"]
+    with pytest.raises(UserError, match="raw_flops was not run, so that no tokens can be equalled"):
+        budget("raw_flops", there)
 
 
 def test_mistakes_are_one_line_each() -> None:
@@ -183,10 +192,11 @@ def test_the_size_of_the_paper_is_planned_and_not_run(tmp_path: Path, capsys: py
 def test_cells_are_runs_on_other_documents(tmp_path: Path) -> None:
     """Of them the baselines' rows are kept, and EM stands beside them in table and page."""
     out, mine = tmp_path / "out", tmp_path / "mine.yaml"
-    few = {"em.iterations": 0, "em.baselines": ["raw"], "em.raw": {"steps": 5}}
+    few = {"em.iterations": 0, "em.baselines": ["raw"]}
     values = {
         "about": "",
         "recipes": {"tiny": "castle.yaml"},
+        "equal_tokens": "em",
         "cells": {"tiny": {"few": {**few, "data.world.documents": 20}, "more": {**few, "data.world.documents": 60}}},
         "claims": {"it": {"first": "em", "second": "cell more"}},
     }
@@ -203,6 +213,8 @@ def test_cells_are_runs_on_other_documents(tmp_path: Path) -> None:
         ("raw", "few", 40),
         ("raw", "more", 80),
     ]
+    whole = round(sum(r["train_tokens"] for r in rows if r["method"] in ("warm_start", "em")) / 2)
+    assert all(0 <= r["train_tokens"] - whole < 4 * 64 for r in rows if r["method"] == "raw")
     assert json.loads(told)["claims"]["it"]["n_seeds"] == 2
     assert b"Raw text" in said
     assert "More raw text" in (out / "report.html").read_text()

@@ -113,9 +113,10 @@ class Engine(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"k": 4, "posterior_share": 1.0, "temperature": [1.0, 1.0], "accept": "all"},
-    "default": {"k": 16, "posterior_share": 0.5, "temperature": [2.0, 1.0], "accept": "gain"},
+    "paper": {"k": 4, "last_k": None, "posterior_share": 1.0, "temperature": [1.0, 1.0], "accept": "all"},
+    "default": {"k": 16, "last_k": None, "posterior_share": 0.5, "temperature": [2.0, 1.0], "accept": "gain"},
 }
+OWN_RAW_MODEL = "raw"  # sample.raw_model: a model of the run's own documents as text alone
 
 
 class Sample(Section):
@@ -123,6 +124,7 @@ class Sample(Section):
 
     preset: Literal["paper", "default"] = "default"
     k: Positive = 16
+    last_k: Positive | None = None  # at the last iteration, if another number
     posterior_share: Share = 0.5  # of the proposal; the rest are draws from the prior
     temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (2.0, 1.0)
     accept: Literal["gain", "all"] = "gain"
@@ -133,7 +135,9 @@ class Sample(Section):
     max_thought_tokens: Positive = 1024
     context_chunks: Positive = 3
     max_tokens: Positive = 2048  # context + thought + chunk + control tokens
-    raw_model: str | None = None  # a train stage of raw text: gains are measured against its log p(x | c)
+    raw_model: str | None = (
+        None  # whose log p(x | c) gains are measured against: a train stage; raw: one made in the run
+    )
     max_gap: float = 1.0  # nats a thought; sampler and scorer that disagree by more stop the run
 
     @model_validator(mode="before")
@@ -146,8 +150,15 @@ class Sample(Section):
 
     def temperature_at(self, iteration: int, iterations: int) -> float:
         """Linear from the first value at iteration 1 to the second at the last one."""
-        first, last = self.temperature
-        return first + (last - first) * (iteration - 1) / max(1, iterations - 1)
+        return _between(*self.temperature, iteration, iterations)
+
+    def k_at(self, iteration: int, iterations: int) -> int:
+        """Linear from `k` at iteration 1 to `last_k` at the last one."""
+        return round(_between(self.k, self.last_k or self.k, iteration, iterations))
+
+
+def _between(first: float, last: float, iteration: int, iterations: int) -> float:
+    return first + (last - first) * (iteration - 1) / max(1, iterations - 1)
 
 
 BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")

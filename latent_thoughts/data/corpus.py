@@ -7,7 +7,6 @@ any document is at hand for the price of its pages, whatever the size of the cor
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,11 @@ import pyarrow as pa
 
 from latent_thoughts.data import pieces
 from latent_thoughts.data.pieces import SCHEMA
+from latent_thoughts.machine import cores
 from latent_thoughts.store import atomic, read_manifest
 from latent_thoughts.types import Chunk, Manifest, ThoughtDocument
 
-THREADS = min(8, os.cpu_count() or 1)  # that read shards while a corpus is packed
+THREADS = min(8, cores())  # that read shards while a corpus is packed
 
 
 class Source(NamedTuple):

@@ -62,7 +62,7 @@ def _more_samples(run: Run) -> Iterator[Row]:
     done = [run.recipe.sample, *([with_preset(run, "paper")] if "em_paper" in run.recipe.em.baselines else [])]
     for k in run.recipe.em.samples:
         for method, preset in (("em", "default"), ("em_paper", "paper")):
-            config = with_preset(run, preset).model_copy(update={"k": k})
+            config = with_preset(run, preset).model_copy(update={"k": k, "last_k": None})
             if config in done:
                 continue
             yield from Loop(run, method, config, run.folder / "samples" / f"{preset}_{k}").rows()

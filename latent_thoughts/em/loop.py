@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts import transfer
-from latent_thoughts.config import PRESETS, Sample
+from latent_thoughts.config import OWN_RAW_MODEL, PRESETS, Sample
 from latent_thoughts.data import pieces
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.data.pieces import Ahead
@@ -47,7 +47,13 @@ class Loop:
         slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
         with Ahead(self.ahead(number)) as ahead:
-            return sampling.sample(recipe, self.config, model, self.run.prepared, folder, number, slices, ahead)
+            return sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
+
+    def _settings(self) -> Sample:
+        """With the raw model that gains are measured against, which may have to be trained first."""
+        if self.config.raw_model != OWN_RAW_MODEL:
+            return self.config
+        return self.config.model_copy(update={"raw_model": str(self.run.train_raw())})
 
     def train(self, number: int) -> Manifest:
         """M-step of iteration `number`: from the initial checkpoint, or on from the last model."""

@@ -77,6 +77,12 @@ class Run:
         config = config if steps is None else config.with_budget("steps", steps)
         return self.train(config, [Source(self.warm_start / "synthesize", "warm_start")], folder or self.warm_start)
 
+    def train_raw(self) -> Path:
+        """The train stage of a model of text alone, as `em.raw` says."""
+        folder = self.baseline("raw")
+        self.train(self.recipe.raw_train, self.raw(*TRAINING), folder)
+        return folder / "train"
+
     def train(self, config: Train, sources: list[Source], folder: Path, continue_from: Path | None = None) -> Manifest:
         recipe, held_out = self.recipe, Source(self.prepared, "held_out")
         where = (self.base, sources, folder / "train", recipe.seed, continue_from, held_out)

@@ -18,7 +18,7 @@ from latent_thoughts.engines.base import Job
 from latent_thoughts.engines.passes import Passes
 from latent_thoughts.engines.schedule import Schedule
 from latent_thoughts.engines.work import Work
-from latent_thoughts.model import give_freed_memory_back
+from latent_thoughts.machine import give_freed_memory_back
 from latent_thoughts.types import UserError
 
 TIDY = 10.0  # seconds

@@ -18,6 +18,7 @@ import torch
 
 from latent_thoughts.config import Recipe
 from latent_thoughts.executors.work import Opened, Result, Told, Work
+from latent_thoughts.machine import cores
 from latent_thoughts.types import UserError
 
 
@@ -34,7 +35,7 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
     workers, waiting = min(recipe.executor.workers, len(units)), iter(units)
     context = multiprocessing.get_context("forkserver")  # it imports once what every worker of every stage needs
     context.set_forkserver_preload([type(work).__module__])
-    numbers, threads = context.Value("i", 0), recipe.threads or max(1, (os.cpu_count() or 1) // workers)
+    numbers, threads = context.Value("i", 0), recipe.threads or max(1, cores() // workers)
     start = (work, threads, numbers, torch.cuda.device_count())
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         try:

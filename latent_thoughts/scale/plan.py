@@ -138,7 +138,8 @@ class _Planner:
         for name in recipe.em.baselines:
             yield from self._baseline(name, total)
         for k in recipe.em.samples:
-            yield from self._iterations(recipe.sample.model_copy(update={"k": k}), f"samples/default_{k}/iter_")
+            drawn = recipe.sample.model_copy(update={"k": k, "last_k": None})
+            yield from self._iterations(drawn, f"samples/default_{k}/iter_")
         for name in recipe.em.variants:
             changed = replace(self, recipe=recipe.variant(name))
             yield from changed._iterations(changed.recipe.sample, f"variants/{name}/iter_")
@@ -164,7 +165,8 @@ class _Planner:
         sources = [(splits["warm_start"], True, mix.warm_start), (corpus, True, mix.thoughts)]
         sources += [(splits["corpus"], False, mix.raw)] if mix.raw else []
         for n in range(1, recipe.em.iterations + 1):
-            yield self._sample(f"{name}{n:02}/sample", sample, corpus)
+            drawn = sample.model_copy(update={"k": sample.k_at(n, recipe.em.iterations)})
+            yield self._sample(f"{name}{n:02}/sample", drawn, corpus)
             yield self._train(f"{name}{n:02}/train", recipe.train, sources)
             yield self._evaluate(f"{name}{n:02}/evaluate")
 
@@ -234,7 +236,7 @@ class _Planner:
         recipe, splits, folder = self.recipe, self.found.splits, f"baselines/{name}"
         both = [(splits["warm_start"], True, 1.0), (splits["corpus"], True, 1.0)]
         if name == "em_paper":
-            paper = recipe.sample.model_copy(update={"k": 4, "posterior_share": 1.0})
+            paper = recipe.sample.model_copy(update={"k": 4, "last_k": None, "posterior_share": 1.0})
             yield from self._iterations(paper, f"{folder}/iter_")
             return
         if name == "raw_tokens":  # the raw tokens among them

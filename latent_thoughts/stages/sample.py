@@ -52,7 +52,8 @@ def sample(
     if raw_model:
         inputs["raw_model"] = read_manifest(raw_model)
     temperature = config.temperature_at(iteration, recipe.em.iterations)
-    settings = config.model_dump(exclude={"preset", "temperature", "raw_model"})
+    config = config.model_copy(update={"k": config.k_at(iteration, recipe.em.iterations)})
+    settings = config.model_dump(exclude={"preset", "last_k", "temperature", "raw_model"})
     engines = recipe.engine.model_dump(include={"kind", "scorer"})
     everything = [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices, engines]
     everything += contamination.key(recipe.contamination)

@@ -38,9 +38,9 @@ def warm(tmp_path: Path, small: dict[str, Any]) -> Run:
     return run
 
 
-def sample(run: Run, folder: Path, **settings: Any):
+def sample(run: Run, folder: Path, iteration: int = 1, **settings: Any):
     config = run.recipe.sample.model_copy(update=settings)
-    return sampling.sample(run.recipe, config, run.warm_start / "train", run.prepared, folder, 1)
+    return sampling.sample(run.recipe, config, run.warm_start / "train", run.prepared, folder, iteration)
 
 
 def posteriors(folder: Path) -> list[dict[str, Any]]:
@@ -95,6 +95,12 @@ def test_counts_equal_the_shards(warm: Run, tmp_path: Path) -> None:
                 assert gain == pytest.approx(d["log_x"] - r["raw_logprob"])
             else:
                 assert w == -np.inf
+
+
+def test_the_number_of_draws_follows_its_schedule(warm: Run, tmp_path: Path) -> None:
+    assert warm.recipe.em.iterations == 2
+    counts = [sample(warm, tmp_path / str(n), n, k=3, last_k=5).counts["draws"] for n in (1, 2)]
+    assert counts == [40 * 3, 40 * 5]
 
 
 @pytest.mark.parametrize("rejected", ["skip", "raw"])

@@ -24,6 +24,7 @@ from latent_thoughts.config import Model, Train
 from latent_thoughts.data import corpus
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.packing import Batches
+from latent_thoughts.machine import keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.places import bench, remote
@@ -123,7 +124,7 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
-    models.keep_freed_memory()
+    keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()
     if config.dropout:
