@@ -53,6 +53,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument
 
 MODELS: dict[str, Model] = {
@@ -111,7 +112,8 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
         ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", d[1:-1]),), ((),), (True,), "") for n, d in enumerate(ids)
     )
     batches = Batches(made, controls, config, 0)
-    objective = Objective(model, config.logits, a.length if config.compile == "whole" else 0)
+    whole = Whole(model, a.length, config.logits) if config.compile == "whole" else None
+    objective = Objective(model, config.logits, whole)
     if config.compile == "blocks":
         models.compile_blocks(model)
     t = Trainer(objective, optimizers(model, config), batches, config, 0, a.dtype == "bfloat16")

@@ -181,7 +181,7 @@ class Train(Section):
     workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
     logits: Positive = 2**24  # held at a time (positions x vocabulary)
     checkpoint_activations: bool = False  # less memory, a third more work
-    compile: Literal["blocks", "whole"] | None = None  # torch.compile: every block, or all of a small model
+    compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile, or all of a small model ahead
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
     lr: float = 1e-4

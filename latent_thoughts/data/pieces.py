@@ -40,7 +40,7 @@ def batch(folder: Path, manifest: Manifest, shard: str, weight: float, ahead: Pa
     made = None if ahead is None else _read(ahead / manifest.shards[shard]["sha256"])
     if made is None:
         return _columns(checked_table(folder, manifest, shard), weight)
-    weights = pa.array([weight], pa.float64()).take(pa.array([0] * made.num_rows, pa.int32()))
+    weights = pa.repeat(pa.scalar(weight), made.num_rows)
     return made.set_column(SCHEMA.get_field_index("weight"), SCHEMA.field("weight"), weights)
 
 

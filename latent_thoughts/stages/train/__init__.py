@@ -32,6 +32,7 @@ from latent_thoughts.runlog import model_card, sent_to
 from latent_thoughts.stages.train import checkpoint
 from latent_thoughts.stages.train.loop import Trainer, loop
 from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Manifest, UserError
 
@@ -135,7 +136,7 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("train.compile: whole is for one process without checkpoint_activations: take blocks")
     if config.compile and models.device_of(model_config).type == "cpu" and models.compiler() is None:
         raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
-    whole = config.sequence_length if config.compile == "whole" else 0
+    whole = Whole(model, config.sequence_length, config.logits, config.dropout) if config.compile == "whole" else None
     objective, half = Objective(model, config.logits, whole), model_config.dtype == "bfloat16"
     if config.compile == "blocks":
         models.compile_blocks(model)

@@ -12,31 +12,25 @@ import torch
 from torch import nn
 
 from latent_thoughts import attention
-from latent_thoughts.attention import Blocks, Documents
+from latent_thoughts.attention import Documents
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
-from latent_thoughts.types import PackedRow, UserError
+from latent_thoughts.stages.train.whole import Whole
+from latent_thoughts.types import PackedRow
 
 
 class Objective(nn.Module):
     """A causal LM with its loss. `logits` is how many may be held at a time (positions x vocabulary).
 
-    With `whole`, forward and backward pass of training are one compiled graph each (torch.compile) for every multiple
-    of `whole` tokens to which a row is padded. Raises UserError where the model's attention cannot be replaced.
+    `whole` is the model's compiled training pass, where there is one.
     """
 
-    def __init__(self, model: Any, logits: int, whole: int = 0):
+    def __init__(self, model: Any, logits: int, whole: Whole | None = None):
         super().__init__()
         self.model, self.logits, self.whole = model, logits, whole
         self.branching = attention.install(model)  # the model lets its attention be replaced by ours
         self.block = max(1, logits // self.head.weight.shape[0])
         self.plain_head = self._has_plain_head()
-        if whole and not self.branching:
-            raise UserError(f"train.compile: whole does not know {model.config.model_type} models: take blocks")
-        if whole:  # torch's compiler is loaded here, and takes 65 MB
-            options: Any = {"cpp_wrapper": True} if self.head.weight.device.type == "cpu" else None
-            self.compiled = torch.compile(self._losses, fullgraph=True, dynamic=False, options=options)
-        self.seen = set[tuple[int, ...]]()  # shapes that there is a graph for
 
     @property
     def head(self) -> Any:
@@ -57,7 +51,7 @@ class Objective(nn.Module):
     def forward(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the losses, differentiable; the losses (N,); their `format.Part` (N,)), in nats."""
         if self.whole and self.training:
-            return self._in_one_graph(packed)
+            return self._by_library(self.whole, packed)
         labels = torch.from_numpy(packed.labels)
         carries = (labels != format.IGNORE).nonzero()[:, 0]
         targets, parts = labels[carries].to(self.head.weight.device), torch.from_numpy(packed.parts)[carries]
@@ -73,37 +67,10 @@ class Objective(nn.Module):
             total = losses.sum()
         return total, losses.detach(), parts
 
-    def _in_one_graph(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        place = positions(packed)
-        block = 1 << max(3, int(place.max()).bit_length())  # a power of two, so that there are few graphs
-        size = -(-len(place) // self.whole) * self.whole
-        size = -(-size // block) * block
-        if size * self.head.weight.shape[0] > self.logits:
-            raise UserError(
-                f"train.compile: whole holds logits of {size} positions at a time, more than train.logits: "
-                "take fewer micro_rows, or compile: blocks"
-            )
-        columns = np.zeros((4, size), np.int64)
-        columns[2:, len(place) :] = [[-2], [format.IGNORE]]
-        columns[:, : len(place)] = packed.ids, place, packed.document_ids, packed.labels
-        ids, place, documents, labels = torch.from_numpy(columns).to(self.head.weight.device)
-        # Nothing but shapes changes between steps. What else a graph takes for granted is checked once for each shape:
-        # every time would be a tenth of a small model's step.
-        with torch.compiler.set_stance("default", skip_guard_eval_unsafe=(size, block) in self.seen):
-            losses = self.compiled(ids, place, Blocks.hidden(documents, block), labels)
-        self.seen.add((size, block))
+    def _by_library(self, whole: Whole, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total, losses = whole(packed)
         carries = (packed.labels != format.IGNORE).nonzero()[0]
-        carried = losses.detach()[torch.from_numpy(carries - 1)]
-        return losses.sum(), carried, torch.from_numpy(packed.parts)[carries]
-
-    def _losses(
-        self, ids: torch.Tensor, place: torch.Tensor, hidden_BTK: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        """Of what follows each position (N - 1,), 0 where that carries no loss."""
-        branches = Blocks(hidden_BTK)
-        found = self.model(input_ids=ids[None], position_ids=place[None], use_cache=False, branches=branches)
-        logits = found.logits[0, :-1].float()
-        return nn.functional.cross_entropy(logits, labels[1:], ignore_index=format.IGNORE, reduction="none")
+        return total, losses[torch.from_numpy(carries - 1)], torch.from_numpy(packed.parts)[carries]
 
     def _at(self, values: torch.Tensor, documents: torch.Tensor, place: torch.Tensor, wanted: torch.Tensor) -> Any:
         if self.branching:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective, losses_by_blocks
+from latent_thoughts.stages.train.whole import Whole, training_pass
 from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 
@@ -159,22 +161,46 @@ def gradients_of_two_rows(model: Any, objective: Objective) -> list[torch.Tensor
     return [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("kind", [*FAMILIES[:1], *FAMILIES[2:], pytest.param("compiled", marks=pytest.mark.slow)])
-def test_a_whole_step_in_one_graph_gives_the_same_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Uncompiled:
+    """A library whose pass is run as it is."""
+
+    def __init__(self, model: Any):
+        self.run, self.parameters = training_pass(model, False), len(list(model.parameters()))
+
+    def boxed_run(self, given: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [x.detach() for x in self.run(given[: self.parameters], *given[self.parameters :])]
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES[:1], *FAMILIES[2:], "compiled"])
+def test_a_compiled_pass_gives_the_same_gradient(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is compiled, as it is; and compiled."""
     if kind != "compiled":
-        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        monkeypatch.setattr(Whole, "_library", lambda self, shape: Uncompiled(self.model))
     elif not models.compiler():
         pytest.skip("no C++ compiler")
+    monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path))
+    multiple = 96 if kind == "compiled" else 48  # one library is enough
     plain, whole = (tiny("llama" if kind == "compiled" else kind).train() for _ in range(2))
-    found = gradients_of_two_rows(whole, Objective(whole, MANY, whole=48))
+    found = gradients_of_two_rows(whole, Objective(whole, MANY, Whole(whole, multiple, MANY)))
     expected = gradients_of_two_rows(plain, Objective(plain, MANY))
     assert all(torch.allclose(a, b, atol=3e-5) for a, b in zip(found, expected, strict=True))
+    if kind == "compiled":  # once, and for other weights the same
+        made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt2")}
+        assert len(made) == 1
+        again = tiny("llama").train()
+        assert all(
+            map(torch.equal, gradients_of_two_rows(again, Objective(again, MANY, Whole(again, 48, MANY))), found)
+        )
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt2")} == made
 
 
-def test_a_step_whose_logits_are_too_many_for_one_graph_is_refused() -> None:
+def test_what_a_compiled_pass_does_not_do_is_refused() -> None:
+    model = tiny("llama").train()
     with pytest.raises(UserError, match="train.compile: whole holds logits of 128 positions"):
-        Objective(tiny("llama").train(), 127 * VOCABULARY, whole=48)(batch().micros[0])
+        Objective(model, MANY, Whole(model, 48, 127 * VOCABULARY))(batch().micros[0])
+    model.register_buffer("seen", torch.zeros(1))
+    with pytest.raises(UserError, match="leaves buffers as they begin, such as seen"):
+        Whole(model, 48, MANY)
 
 
 def test_dropout_is_active_in_training_alone() -> None:
