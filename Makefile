@@ -45,7 +45,7 @@ lock: .venv/dev.stamp
 
 # Asks the package index's advisories about them (needs the network).
 audit: .venv/release.stamp
-	$(BIN)/pip-audit -r requirements-dev.lock --no-deps --disable-pip
+	$(BIN)/pip-audit --strict -r requirements-dev.lock --no-deps --disable-pip
 
 gsm8k: .venv/gsm8k.stamp
 	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml $(SET) --out runs/gsm8k
