@@ -32,7 +32,7 @@ def outcome(run: Path) -> dict[str, Any]:
     rows = json.loads((run / "results.json").read_text())["rows"]
     for row in rows:
         del row["seconds"]
-    manifests = {path.parent.relative_to(run): read_manifest(path.parent) for path in run.rglob("manifest.json")}
-    manifests = {str(name): found for name, found in manifests.items() if "damaged" not in name.parts}
+    folders = [path.parent.relative_to(run) for path in run.rglob("manifest.json")]
+    manifests = {str(name): read_manifest(run / name) for name in folders if "damaged" not in name.parts}
     weights = {name: found.files.get("model/model.safetensors") for name, found in manifests.items()}
     return {"rows": rows, "keys": {name: found.key for name, found in manifests.items()}, "weights": weights}
