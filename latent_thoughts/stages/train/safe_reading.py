@@ -51,7 +51,8 @@ class Reader(FileSystemReader):
     """Raises UserError where a checkpoint's description is not one."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self._get_metadata_path(kwargs.get("rank")))
+        rank = kwargs.get("rank")
+        path = Path(self.path) / (".metadata" if rank is None else f"__{rank}.metadata")
         try:
             found = _Unpickler(io.BytesIO(path.read_bytes())).load()
         except FileNotFoundError:

@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from latent_thoughts.model import add_dropout
 from latent_thoughts.runlog import track
 from latent_thoughts.store import atomic
 from latent_thoughts.types import PackedRow, UserError
+
+FAILED = "train.compile: whole could not compile this model (take blocks, or leave the setting out)"
 
 
 class Whole:
@@ -98,7 +101,10 @@ class Whole:
             made = Path(folder) / "pass.pt2"
             settings = (kind, config, self.dropout, str(self.device), torch.get_num_threads(), shape, made)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                pool.submit(_compile, *settings).result()
+                try:
+                    pool.submit(_compile, *settings).result()
+                except BrokenProcessPool:
+                    raise UserError(f"{FAILED}: its process was killed") from None
             with atomic(path) as temporary:
                 shutil.copyfile(made, temporary)
             advance(1)
@@ -128,8 +134,17 @@ class _Pass(torch.autograd.Function):
         return None, None, *(g.mul_(total) for g in grads)
 
 
-def _compile(kind: Any, config: Any, dropout: float, device: str, threads: int, shape: Shape, path: Path) -> None:
-    """In a process of its own: writes the library for models of this kind, whatever their weights."""
+def _compile(*settings: Any) -> None:
+    """In a process of its own. Raises UserError in one line: not all of torch's own errors can be sent back."""
+    try:
+        _write_library(*settings)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{FAILED}: {next((line for line in lines if 'error' in line.lower()), lines[0])}") from None
+
+
+def _write_library(kind: Any, config: Any, dropout: float, device: str, threads: int, shape: Shape, path: Path) -> None:
+    """For models of this kind, whatever their weights."""
     from torch._inductor import aoti_compile_and_package
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -193,6 +193,16 @@ def test_a_compiled_pass_gives_the_same_gradient(kind: str, monkeypatch: pytest.
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt2")} == made
 
 
+def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = tiny("llama").train()
+    with pytest.raises(UserError, match="train.compile: whole could not compile this model") as told:
+        Objective(model, MANY, Whole(model, 48, MANY))(batch().micros[0])
+    assert "\n" not in str(told.value)
+
+
 def test_what_a_compiled_pass_does_not_do_is_refused() -> None:
     model = tiny("llama").train()
     with pytest.raises(UserError, match="train.compile: whole holds logits of 128 positions"):
