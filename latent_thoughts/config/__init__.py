@@ -135,9 +135,7 @@ class Sample(Section):
     max_thought_tokens: Positive = 1024
     context_chunks: Positive = 3
     max_tokens: Positive = 2048  # context + thought + chunk + control tokens
-    raw_model: str | None = (
-        None  # whose log p(x | c) gains are measured against: a train stage; raw: one made in the run
-    )
+    raw_model: str | None = None  # gains are over its log p(x | c): a train stage of raw text; raw: made in the run
     max_gap: float = 1.0  # nats a thought; sampler and scorer that disagree by more stop the run
 
     @model_validator(mode="before")
