@@ -61,18 +61,31 @@ class Data(Section):
     thought: str | None = None  # template of the thought before the last piece (oracle)
     limit: Positive | None = None  # read at most so many documents
     held_out: Share = 0.02  # share of the documents, by hash
+    held_out_source: str | None = None  # instead of a share: other documents, as `source` and its templates say
+    held_out_split: str = "test"  # where that is a Hugging Face dataset
     warm_start: Share = 0.1  # share of the training documents with thoughts for the warm start, by hash
     malformed: Literal["error", "skip"] = "error"
     shard_documents: Positive = 500
     world: World = World()
 
     @model_validator(mode="after")
-    def _thought_has_a_place(self) -> Data:
+    def _fits_together(self) -> Data:
         if self.chunks and (self.pieces or self.thought or self.extract):
             raise ValueError("chunks bring pieces and thoughts of their own: take pieces, thought and extract away")
         if self.thought is not None and not self.pieces:
             raise ValueError("thought stands before the last of data.pieces: set them too")
+        if self.held_out_source and any(s.startswith("world:") for s in (self.source, self.held_out_source)):
+            raise ValueError("held_out_source: a world holds out problems of its own")
         return self
+
+    @property
+    def parts(self) -> tuple[Data, ...]:
+        """One source each: `held_out_source`, where there is one, all of which is held out, and `source`."""
+        if not self.held_out_source:
+            return (self,)
+        apart = {"source": self.held_out_source, "split": self.held_out_split, "held_out": 1.0, "limit": None}
+        source = {"held_out": 0.0}
+        return tuple(self.model_copy(update={"held_out_source": None, **part}) for part in (apart, source))
 
 
 class Chunking(Section):

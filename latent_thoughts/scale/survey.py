@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latent_thoughts.config import Recipe
+from latent_thoughts.config import Data, Recipe
 from latent_thoughts.data import chunking, readers, worlds
 from latent_thoughts.data.records import DOCUMENTS, document_row, oracle
 from latent_thoughts.data.tokenizer import Codec
@@ -78,18 +79,22 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
     seed = recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
     splits = {name: Split() for name in SPLITS}
     rows, tokens, known = [], 0, False
-    for document in itertools.islice(readers.read(recipe.data, seed, lambda _: None), MOST):
-        prepared = chunking.chunked(document, recipe.chunking, codec)
-        if not prepared.chunks:
-            continue
-        known |= bool(oracle(prepared))
-        size = sum(len(chunk.ids) for chunk in prepared.chunks)
-        splits[split_of(document, recipe)].add(size, list(_pieces(prepared, recipe, codec)))
-        tokens += size
-        rows.append(document_row(prepared))
-    if not rows:
-        raise UserError(f"data.source {recipe.data.source} holds no documents")
-    _count(recipe, splits, len(rows), seed)
+    for data in recipe.data.parts:
+        read: Counter[str] = Counter()
+        most = None if data.held_out == 1 else MOST  # what is held out apart is read whole
+        for document in itertools.islice(readers.read(data, seed, lambda _: None), most):
+            prepared = chunking.chunked(document, recipe.chunking, codec)
+            if not prepared.chunks:
+                continue
+            known |= bool(oracle(prepared))
+            size = sum(len(chunk.ids) for chunk in prepared.chunks)
+            split = split_of(document, data)
+            splits[split].add(size, list(_pieces(prepared, recipe, codec)))
+            read[split], tokens = read[split] + 1, tokens + size
+            rows.append(document_row(prepared))
+        if not read:
+            raise UserError(f"data.source {data.source} holds no documents")
+        _count(recipe, data, splits, read, seed)
     some = max(splits.values(), key=lambda split: split.read)
     for name, split in splits.items():  # one of which no document was read is taken to be like the others
         if not split.read:
@@ -108,7 +113,10 @@ def assumed(recipe: Recipe) -> Survey:
     before = recipe.sample.context_chunks
     pieces = [Piece(min(n, before) * chunk, chunk, thought) for n in range(count)]
     documents = min(plan.documents, recipe.data.limit or plan.documents)
-    splits = {name: Split(documents * share, 1, round(raw), pieces) for name, share in _shares(recipe).items()}
+    counts = {name: documents * share for name, share in _shares(recipe).items()}
+    if recipe.data.held_out_source:
+        counts["held_out"] = recipe.evaluate.documents  # at least, or fewer are asked
+    splits = {name: Split(count, 1, round(raw), pieces) for name, count in counts.items()}
     return Survey(splits, 6.0, False)
 
 
@@ -123,27 +131,29 @@ def _pieces(document: ThoughtDocument, recipe: Recipe, codec: Codec) -> Iterator
 
 
 def _shares(recipe: Recipe) -> dict[str, float]:
-    train = 1 - recipe.data.held_out
-    warm = train * recipe.data.warm_start
-    return {"warm_start": warm, "corpus": train - warm, "held_out": recipe.data.held_out}
+    data = recipe.data.parts[-1]
+    train = 1 - data.held_out
+    warm = train * data.warm_start
+    return {"warm_start": warm, "corpus": train - warm, "held_out": data.held_out}
 
 
-def _count(recipe: Recipe, splits: dict[str, Split], read: int, seed: int) -> None:
-    """Sets how many documents each split holds; exact where all were read."""
-    if recipe.data.source.startswith("world:"):
-        made = worlds.documents(recipe.data.source.removeprefix("world:"), recipe.data.world, seed)
-        for document in itertools.islice(made, recipe.data.limit):
+def _count(recipe: Recipe, data: Data, splits: dict[str, Split], read: Counter[str], seed: int) -> None:
+    """Adds how many documents of a source each split holds; exact where all were read."""
+    if data.source.startswith("world:"):
+        made = worlds.documents(data.source.removeprefix("world:"), data.world, seed)
+        for document in itertools.islice(made, data.limit):
             splits[document.meta["split"]].documents += 1
         return
-    total = float(read) if read < MOST else max(read, recipe.plan.documents or _documents(recipe))
-    total = min(total, recipe.data.limit or total)
-    for split in splits.values():
-        split.documents = total * split.read / read
+    all_read = read.total() < MOST or data.held_out == 1
+    total = float(read.total()) if all_read else max(read.total(), recipe.plan.documents or _documents(data))
+    total = min(total, data.limit or total)
+    for name, count in read.items():
+        splits[name].documents += total * count / read.total()
 
 
-def _documents(recipe: Recipe) -> float:
+def _documents(data: Data) -> float:
     """Rows of local files: counted in Parquet, by bytes in JSONL."""
-    found = readers.files(recipe.data)
+    found = readers.files(data)
     if not found:
         raise UserError("the corpus is not made of local files, which can be counted: set plan.documents")
     return sum(map(_rows, found))

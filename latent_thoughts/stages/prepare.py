@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latent_thoughts import executors
 from latent_thoughts import model as models
-from latent_thoughts.config import Recipe
+from latent_thoughts.config import Data, Recipe
 from latent_thoughts.data import chunking, contamination, readers
 from latent_thoughts.data.records import DOCUMENTS, SOURCE, document_from, document_row, source_row
 from latent_thoughts.data.tokenizer import Codec
@@ -89,13 +89,13 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
     seen: set[str] = set()
     with track("read", float("inf"), "documents") as advance:
-        for document in readers.read(recipe.data, _world_seed(recipe), lambda m: _note(counts, [m])):
+        for data, document in _documents(recipe, lambda m: _note(counts, [m])):
             known = document.id in seen
             seen.add(document.id)
             if known or not document.text:
                 counts["duplicates" if known else "empty"] += 1
                 continue
-            split = split_of(document, recipe)
+            split = split_of(document, data)
             waiting[split].append(source_row(document))
             if len(waiting[split]) == recipe.data.shard_documents:
                 flush(split)
@@ -106,6 +106,13 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     found = {"rows": rows, "counts": counts}
     write_sealed(stage.shard(_READ), found)
     return found
+
+
+def _documents(recipe: Recipe, skipped: Callable[[str], None]) -> Iterator[tuple[Data, Document]]:
+    """Held-out documents of their own source come first, so that training drops what repeats them."""
+    for data in recipe.data.parts:
+        for document in readers.read(data, _world_seed(recipe), skipped):
+            yield data, document
 
 
 def _note(counts: Counter[str], malformed: Sequence[str]) -> None:
@@ -161,15 +168,15 @@ class Shards:
         self.stage.write(unit, rows, DOCUMENTS, {"sums": sums, "malformed": malformed, "repeated": tally.record()})
 
 
-def split_of(document: Document, recipe: Recipe) -> str:
+def split_of(document: Document, data: Data) -> str:
     """The split a world assigned, else by hash of the document's text: the same in every run."""
     if "split" in document.meta:
         return document.meta["split"]
     digest = hashlib.sha256(document.text.encode()).digest()
     held_out, warm_start = (int.from_bytes(digest[n : n + 8], "big") / 2**64 for n in (0, 8))
-    if held_out < recipe.data.held_out:
+    if held_out < data.held_out:
         return "held_out"
-    return "warm_start" if warm_start < recipe.data.warm_start else "corpus"
+    return "warm_start" if warm_start < data.warm_start else "corpus"
 
 
 def _world_seed(recipe: Recipe) -> int:
@@ -177,9 +184,12 @@ def _world_seed(recipe: Recipe) -> int:
 
 
 def _files(recipe: Recipe) -> list[list[str]]:
-    """The source's files with their hashes: a changed file is prepared anew."""
-    scheme, _, rest = recipe.data.source.partition(":")
-    return _hashes(below(place(rest)) if scheme == "disk" else readers.files(recipe.data))
+    """The sources' files with their hashes: a changed file is prepared anew."""
+    found: list[list[str]] = []
+    for data in recipe.data.parts:
+        scheme, _, rest = data.source.partition(":")
+        found += _hashes(below(place(rest)) if scheme == "disk" else readers.files(data))
+    return found
 
 
 def _model_files(recipe: Recipe) -> list[Path]:

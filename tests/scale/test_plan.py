@@ -108,6 +108,11 @@ def test_documents_are_counted_where_they_are_too_many_to_read(tmp_path: Path) -
     )
     assert sum(split.documents for split in found.splits.values()) == pytest.approx(3000, rel=0.05)
     assert found.splits["corpus"].read < 1000
+    values["data"] |= {"held_out_source": str(file), "limit": 500}  # type: ignore[index]
+    apart = survey(
+        resolve(values), Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
+    ).splits
+    assert (apart["held_out"].documents, apart["corpus"].documents + apart["warm_start"].documents) == (3000, 500)
 
 
 def test_what_is_not_at_hand_must_be_told(tmp_path: Path) -> None:

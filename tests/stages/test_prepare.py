@@ -106,13 +106,33 @@ def test_splits_have_their_shares_and_do_not_depend_on_order(values: dict[str, A
 def test_a_larger_held_out_share_keeps_what_was_held_out() -> None:
     few, many = (resolve({"data": {"held_out": share, "warm_start": 0.5}}) for share in (0.1, 0.3))
     documents = [Document(str(n), text) for n, text in enumerate(TEXTS)]
-    splits = [(split_of(d, few), split_of(d, many)) for d in documents]
+    splits = [(split_of(d, few.data), split_of(d, many.data)) for d in documents]
     assert all(b == "held_out" for a, b in splits if a == "held_out")
     assert all(a == b for a, b in splits if b != "held_out")
 
 
 def test_a_worlds_own_split_is_kept() -> None:
-    assert split_of(Document("d", "x", {"split": "held_out"}), resolve({"data": {"held_out": 0}})) == "held_out"
+    assert split_of(Document("d", "x", {"split": "held_out"}), resolve({"data": {"held_out": 0}}).data) == "held_out"
+
+
+def test_held_out_documents_may_come_from_a_source_of_their_own(values: dict[str, Any], tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", TEXTS)
+    apart = [*TEXTS[:3], "Not one of them. It is asked alone."]
+    jsonl(tmp_path / "b.jsonl", apart)
+    values["data"] |= {"held_out_source": str(tmp_path / "b.jsonl"), "limit": len(TEXTS) - 1}
+    run(resolve(values), tmp_path / "run")
+    found = texts_of(prepared(resolve(values), tmp_path / "run"))
+    assert found["held_out"] == set(apart)
+    # the limit is theirs, and what is held out is left out
+    assert found["warm_start"] | found["corpus"] == set(TEXTS[3:-1])
+    jsonl(tmp_path / "b.jsonl", apart[:2])
+    run(resolve(values), tmp_path / "run")  # a changed file is prepared anew
+    assert len(prepared(resolve(values), tmp_path / "run")["held_out"]) == 2
+
+
+def test_a_world_holds_out_its_own(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="a world holds out problems of its own"):
+        resolve({"data": {"source": "world:castle", "held_out_source": "b.jsonl"}})
 
 
 def test_counts_add_up(values: dict[str, Any], tmp_path: Path) -> None:
