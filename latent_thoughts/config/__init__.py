@@ -185,6 +185,7 @@ class Train(Section):
     layout: Literal["mixed", "prior", "posterior", "raw", "thoughts"] = "mixed"
     posterior_share: Share = 0.5  # probability of the posterior form, in the mixed layout
     raw_share: Share = 0.0  # probability that a visit takes the raw layout
+    raw_chunks: Share = 0.0  # else, that a chunk does: what follows it sees raw text, as the E-step's contexts are
     loss_on: Literal["all", "targets"] = "all"  # targets: thoughts and the chunks they are meant for
     sequence_length: Positive = 2048
     rows: Positive = 8  # sequences in a batch

@@ -139,16 +139,20 @@ def extent(text: Sequence[int], thoughts: Sequence[int | None], forms: Sequence[
 
 
 def draw_forms(
-    count: int, layout: str, posterior_share: float, raw_share: float, rng: np.random.Generator
+    count: int, layout: str, posterior_share: float, raw_share: float, raw_chunks: float, rng: np.random.Generator
 ) -> list[Form]:
     """One form for each of `count` chunks, drawn afresh at every visit; a whole visit is raw with probability
-    `raw_share`."""
+    `raw_share`, and else a chunk of it with probability `raw_chunks`."""
     fixed = {"prior": Form.PRIOR, "posterior": Form.POSTERIOR, "raw": Form.RAW, "thoughts": Form.THOUGHTS}
     if rng.random() < raw_share:
         return [Form.RAW] * count
     if layout in fixed:
-        return [fixed[layout]] * count
-    return [Form.POSTERIOR if u < posterior_share else Form.PRIOR for u in rng.random(count)]
+        forms = [fixed[layout]] * count
+    else:
+        forms = [Form.POSTERIOR if u < posterior_share else Form.PRIOR for u in rng.random(count)]
+    if raw_chunks and layout != "thoughts":  # that has no text to leave
+        forms = [Form.RAW if u < raw_chunks else form for form, u in zip(forms, rng.random(count), strict=True)]
+    return forms
 
 
 CARRIES_LOSS = {"all": np.ones(len(Part), bool), "targets": np.isin([*Part], (Part.THOUGHT, Part.TARGET, Part.EOS))}

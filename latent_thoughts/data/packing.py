@@ -108,7 +108,8 @@ class Batches:
 
     def _forms(self, visit: int, index: int, chunks: int) -> tuple[format.Form, ...]:
         config = self.config
-        return _forms(self.seed, visit, index, chunks, config.layout, config.posterior_share, config.raw_share)
+        drawn = config.layout, config.posterior_share, config.raw_share, config.raw_chunks
+        return _forms(self.seed, visit, index, chunks, *drawn)
 
     def lay_out(self, rows: Sequence[Row]) -> PackedRow:
         """The documents of all rows one behind the other."""
@@ -138,11 +139,9 @@ class Batches:
 
 
 @functools.lru_cache(2**12)  # asked for twice: for a piece's size, and some batches later for its tokens
-def _forms(
-    seed: int, visit: int, index: int, chunks: int, layout: str, posterior_share: float, raw_share: float
-) -> tuple[format.Form, ...]:
+def _forms(seed: int, visit: int, index: int, chunks: int, layout: str, *shares: float) -> tuple[format.Form, ...]:
     rng = np.random.default_rng([seed, visit, index + 1])
-    return tuple(format.draw_forms(chunks, layout, posterior_share, raw_share, rng))
+    return tuple(format.draw_forms(chunks, layout, *shares, rng))  # pyright: ignore[reportCallIssue]
 
 
 def by_length(row: PackedRow) -> PackedRow:

@@ -169,24 +169,33 @@ def test_a_layout_holds_every_token_once(pieces: list[tuple[Ids, Ids | None, boo
 def test_fixed_layouts_give_every_chunk_their_form() -> None:
     rng = np.random.default_rng(0)
     for name, form in (("prior", Form.PRIOR), ("posterior", Form.POSTERIOR), ("raw", Form.RAW)):
-        assert draw_forms(2, name, 0.5, 0.0, rng) == [form, form]
-    assert draw_forms(2, "thoughts", 0.5, 0.0, rng) == [Form.THOUGHTS] * 2
-    assert draw_forms(2, "prior", 0.5, 1.0, rng) == [Form.RAW] * 2
+        assert draw_forms(2, name, 0.5, 0.0, 0.0, rng) == [form, form]
+    assert draw_forms(2, "thoughts", 0.5, 0.0, 1.0, rng) == [Form.THOUGHTS] * 2
+    assert draw_forms(2, "prior", 0.5, 1.0, 0.0, rng) == [Form.RAW] * 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_mixed_forms_come_with_their_probability_and_independently(share: float) -> None:
     rng = np.random.default_rng(1)
-    drawn = np.array([draw_forms(2, "mixed", share, 0.0, rng) for _ in range(4000)]) == Form.POSTERIOR
+    drawn = np.array([draw_forms(2, "mixed", share, 0.0, 0.0, rng) for _ in range(4000)]) == Form.POSTERIOR
     assert np.abs(drawn.mean(0) - share).max() < 0.03
     assert abs((drawn[:, 0] & drawn[:, 1]).mean() - share**2) < 0.03
 
 
 def test_a_share_of_visits_is_raw_as_a_whole() -> None:
     rng = np.random.default_rng(2)
-    drawn = np.array([draw_forms(2, "mixed", 0.5, 0.3, rng) for _ in range(4000)]) == Form.RAW
+    drawn = np.array([draw_forms(2, "mixed", 0.5, 0.3, 0.0, rng) for _ in range(4000)]) == Form.RAW
     assert abs(drawn[:, 0].mean() - 0.3) < 0.03
     assert (drawn[:, 0] == drawn[:, 1]).all()
+
+
+@pytest.mark.parametrize("layout", ["mixed", "prior", "posterior"])
+def test_a_share_of_chunks_is_raw_each_by_itself(layout: str) -> None:
+    rng = np.random.default_rng(3)
+    drawn = np.array([draw_forms(2, layout, 0.5, 0.0, 0.3, rng) for _ in range(4000)])
+    assert np.abs((drawn == Form.RAW).mean(0) - 0.3).max() < 0.03
+    assert abs((drawn == Form.RAW).all(1).mean() - 0.09) < 0.02
+    assert abs((drawn == Form.POSTERIOR).mean() - {"mixed": 0.35, "prior": 0.0, "posterior": 0.7}[layout]) < 0.03
 
 
 @settings(max_examples=200, deadline=None)

@@ -39,6 +39,7 @@ CONFIGS = st.builds(
     rows=st.integers(1, 4),
     layout=st.sampled_from(["mixed", "prior", "posterior", "raw", "thoughts"]),
     raw_share=st.sampled_from([0.0, 0.3]),
+    raw_chunks=st.sampled_from([0.0, 0.3]),
     loss_on=st.sampled_from(["all", "targets"]),
 )
 
@@ -71,7 +72,7 @@ def spans(rows: list[PackedRow]) -> list[tuple[PackedRow, slice]]:
 def test_every_document_is_visited_once_an_epoch_and_no_token_is_lost(
     sizes: list[tuple[int, int | None]], config: Train, seed: int
 ) -> None:
-    config = config.model_copy(update={"layout": "prior", "raw_share": 0.0})
+    config = config.model_copy(update={"layout": "prior", "raw_share": 0.0, "raw_chunks": 0.0})
     batches = Batches(documents(sizes), CONTROLS, config, seed)
     rows = [row for batch in visits(batches, 2) for row in batch]
     expected: Counter[tuple[int, ...]] = Counter()
