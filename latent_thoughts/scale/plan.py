@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from latent_thoughts.config import Recipe, Sample, Train
+from latent_thoughts.config import OWN_RAW_MODEL, Recipe, Sample, Train
 from latent_thoughts.scale.survey import CONTROLS, Split, Survey
 from latent_thoughts.stages.synthesize.asking import REPLY_SHARE, price
 from latent_thoughts.stages.synthesize.questions import CHARACTERS_A_TOKEN
@@ -132,6 +132,9 @@ class _Planner:
         warm = self._train("iter_00/train", recipe.warm_start_train, [(splits["warm_start"], True, 1.0)])
         yield from (warm, self._evaluate("iter_00/evaluate"))
         total = warm.train_tokens
+        loops = [recipe, *(recipe.variant(name) for name in recipe.em.variants)]
+        if "raw" not in recipe.em.baselines and any(r.sample.raw_model == OWN_RAW_MODEL for r in loops):
+            yield self._train("baselines/raw/train", recipe.raw_train, self._both)
         for work in self._iterations(recipe.sample, "iter_"):
             total += work.train_tokens
             yield work
@@ -231,10 +234,14 @@ class _Planner:
         of_text = trained * raw / max(tokens, 1)
         return Work(stage, trained, of_text, train_flops=3 * self.shape.forward(trained, keys, True), bytes=bytes)
 
+    @property
+    def _both(self) -> list[tuple[Split, bool, float]]:
+        """The warm start's documents and the corpus."""
+        return [(self.found.splits[name], True, 1.0) for name in ("warm_start", "corpus")]
+
     def _baseline(self, name: str, total: float) -> Iterator[Work]:
         """`total`: tokens that the whole EM run trains on."""
-        recipe, splits, folder = self.recipe, self.found.splits, f"baselines/{name}"
-        both = [(splits["warm_start"], True, 1.0), (splits["corpus"], True, 1.0)]
+        recipe, both, folder = self.recipe, self._both, f"baselines/{name}"
         if name == "em_paper":
             paper = recipe.sample.model_copy(update={"k": 4, "last_k": None, "posterior_share": 1.0})
             yield from self._iterations(paper, f"{folder}/iter_")
@@ -248,6 +255,7 @@ class _Planner:
         configs = {
             "warm_start_matched": (recipe.warm_start_train.with_budget("tokens", total), both[:1]),
             "oracle": (recipe.train, both),
+            "raw": (recipe.raw_train, both),
         }
         yield self._train(f"{folder}/train", *configs.get(name, (recipe.raw_train.with_budget("tokens", total), both)))
         yield self._evaluate(f"{folder}/evaluate")

@@ -15,8 +15,9 @@ from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.scale import measure
 from latent_thoughts.scale.estimate import as_dict, estimate, show
-from latent_thoughts.scale.plan import DEVICES, Shape, works
+from latent_thoughts.scale.plan import DEVICES, Shape, Work, works
 from latent_thoughts.scale.survey import survey
+from latent_thoughts.store import read_manifest
 from latent_thoughts.types import UserError
 from tests.conftest import tiny
 
@@ -56,6 +57,22 @@ def test_the_tokens_of_training_and_of_the_e_step_are_as_planned(run: Run) -> No
     most = sampled["draws"] * (run.recipe.sample.max_thought_tokens + 1)
     assert 0 < planned["iter_01/sample"].decode_tokens <= most
     assert sampled["chunks"] == run.prepare().counts["corpus_documents"]
+
+
+def test_the_raw_model_of_a_run_is_planned_as_it_is_trained_and_once(run: Run) -> None:
+    def planned(*overrides: str) -> list[Work]:
+        tokenizer, _ = models.load_tokenizer(run.base / "model")
+        recipe = resolve(run.recipe.model_dump(mode="json"), ["em.baselines=[]", *overrides])
+        shape = Shape.of(models.load(run.base / "model", recipe.model))
+        found = works(recipe, survey(recipe, Codec(tokenizer)), shape)
+        return [w for w in found if w.stage == "baselines/raw/train"]
+
+    trained = read_manifest(run.train_raw()).counts["tokens"]
+    own = "em.variants={own: {sample: {raw_model: raw}}}"
+    for overrides in (["em.baselines=[raw]"], ["sample.raw_model=raw"], [own], ["em.baselines=[raw]", own]):
+        (work,) = planned(*overrides)
+        assert work.train_tokens == pytest.approx(trained, rel=0.15)
+    assert planned() == []
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
