@@ -76,11 +76,18 @@ class Whole:
             path = places.cache() / "compiled" / f"{self._key(shape)}.pt2"
             if not path.exists():
                 self._make(shape, path)
-            # What torch._inductor.aoti_load_package does, which would load the compiler for it.
-            load = torch._C._aoti.AOTIModelPackageLoader  # pyright: ignore[reportAttributeAccessIssue]
-            number = self.device.index if self.device.index is not None else -1
-            self.libraries[shape] = load(str(path), "model", False, 1, number)
+            try:
+                self.libraries[shape] = self._load(path)
+            except RuntimeError as error:  # torch's, in many lines
+                path.unlink(missing_ok=True)
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"{path} was damaged and is now removed: start again ({reason})") from None
         return self.libraries[shape]
+
+    def _load(self, path: Path) -> Any:
+        """What torch._inductor.aoti_load_package does, which would load the compiler for it."""
+        load = torch._C._aoti.AOTIModelPackageLoader  # pyright: ignore[reportAttributeAccessIssue]
+        return load(str(path), "model", False, 1, self.device.index if self.device.index is not None else -1)
 
     def _key(self, shape: Shape) -> str:
         """Of all that a library depends on."""

@@ -203,6 +203,19 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "\n" not in str(told.value)
 
 
+def test_a_damaged_library_is_named_and_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def cut_short(self: Whole, shape: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"PK and no more")
+
+    monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path))
+    monkeypatch.setattr(Whole, "_make", cut_short)
+    model = tiny("llama").train()
+    with pytest.raises(UserError, match=r"\.pt2 was damaged and is now removed: start again \(.+\)$"):
+        Objective(model, MANY, Whole(model, 48, MANY))(batch().micros[0])
+    assert not list(tmp_path.rglob("*.pt2"))
+
+
 def test_what_a_compiled_pass_does_not_do_is_refused() -> None:
     model = tiny("llama").train()
     with pytest.raises(UserError, match="train.compile: whole holds logits of 128 positions"):
