@@ -193,6 +193,7 @@ def test_a_compiled_pass_gives_the_same_gradient(kind: str, monkeypatch: pytest.
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt2")} == made
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "/bin/false")
