@@ -80,7 +80,7 @@ def files(config: Data) -> list[Path]:
     else:
         found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
     if not found:
-        raise UserError(f"data.source {config.source} does not exist")
+        raise UserError(f"{config.source} does not exist: correct data.source, or data.held_out_source")
     return sorted(found)
 
 
