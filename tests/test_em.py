@@ -19,6 +19,7 @@ from latent_thoughts.config import resolve
 from latent_thoughts.data import pieces, records
 from latent_thoughts.em import Loop, Run, em
 from latent_thoughts.store import read_manifest
+from latent_thoughts.types import UserError
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
@@ -206,6 +207,22 @@ def test_an_m_step_is_mixed_of_what_the_recipe_says(tmp_path: Path, small: dict[
     counts = read_manifest(tmp_path / "iter_01" / "train").counts
     assert counts["thought_tokens"] == 0 and counts["raw_tokens"] > 0
     assert read_manifest(tmp_path / "iter_00" / "train").counts["thought_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"max_thought_tokens": 1, "preset": "paper"}, "iter_01.*none of 160 thoughts drawn came to an end"),
+        ({"margin": 1e6}, r"iter_01.*none of \d+ thoughts drawn was accepted"),
+    ],
+)
+def test_an_e_step_without_a_thought_ends_the_run(
+    tmp_path: Path, small: dict[str, Any], sample: dict[str, Any], message: str
+) -> None:
+    small["em"] |= {"baselines": [], "warm_start": {"steps": 90}}
+    with pytest.raises(UserError, match=message):
+        em(resolve(small | {"sample": {**small["sample"], **sample}}), tmp_path)
+    assert not (tmp_path / "iter_01" / "train").exists()
 
 
 def test_gains_against_a_raw_model_that_the_run_trains(tmp_path: Path, small: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from latent_thoughts.em.run import Run
 from latent_thoughts.places import bench
 from latent_thoughts.stages import sample as sampling
 from latent_thoughts.store import read_manifest
-from latent_thoughts.types import Manifest
+from latent_thoughts.types import Manifest, UserError
 
 Row = dict[str, Any]
 
@@ -47,7 +47,10 @@ class Loop:
         slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
         with Ahead(self.ahead(number)) as ahead:
-            return sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
+            made = sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
+        if not made.counts.get("accepted"):
+            raise UserError(_nothing_accepted(folder, made.counts))
+        return made
 
     def _settings(self) -> Sample:
         """With the raw model that gains are measured against, which may have to be trained first."""
@@ -89,6 +92,20 @@ class Loop:
             if number > 1:  # the warm start is where further E-steps begin
                 transfer.forget(self.iteration(number - 1) / "train" / "model")  # this machine's copy of a store's
             yield row(self.run, self.method, number, self.config.k, trained, evaluated, sampled)
+
+
+def _nothing_accepted(folder: Path, counts: dict[str, Any]) -> str:
+    """An M-step would learn the warm start once more and nothing of the corpus."""
+    draws, finished = int(counts.get("draws", 0)), int(counts.get("draws", 0) - counts.get("unfinished", 0))
+    if not finished:
+        return (
+            f"{folder}: none of {draws:,} thoughts drawn came to an end: raise sample.max_thought_tokens, or teach the "
+            "warm start more (data.warm_start, em.warm_start)"
+        )
+    return (
+        f"{folder}: none of {finished:,} thoughts drawn was accepted: they do not make their texts likelier (raise "
+        "sample.k, or teach the warm start more), or contamination.remove took them all"
+    )
 
 
 def row(
