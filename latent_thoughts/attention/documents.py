@@ -15,6 +15,7 @@ from latent_thoughts.attention.rule import Rule, softmax
 from latent_thoughts.attention.spans import Extend
 
 SQUARE = 512  # documents up to so long are trained with their whole matrix of scores, where torch has no good kernel
+ROUND = 32  # oneDNN compiles kernels for every length it meets, of rows and documents: only for multiples of this
 
 
 class Documents:
@@ -35,8 +36,7 @@ class Documents:
         if torch.is_autocast_enabled(kind):  # rotated queries and keys come in float32
             q_HND, k_JND, v_JND = (x.to(torch.get_autocast_dtype(kind)) for x in (q_HND, k_JND, v_JND))
         if kind == "cpu" and q_HND.dtype != torch.float32:
-            q, k, v = (x.split(self.sizes, 1) for x in (q_HND, k_JND, v_JND))
-            return torch.cat([self._alone(layer, *part, rule) for part in zip(q, k, v, strict=True)], 1)
+            return self._one_by_one(layer, q_HND, k_JND, v_JND, rule)
         half = q_HND.dtype in (torch.bfloat16, torch.float16)
         if half and rule.plain and q_HND.shape[2] <= 256 and (varlen := _varlen(self.device)):
             window, longest = (rule.window or 0) - 1, max(self.sizes)  # how far back besides itself; -1: to the start
@@ -58,6 +58,18 @@ class Documents:
                 q, k, v, None, rule.dropout, is_causal=True, scale=rule.scaling, enable_gqa=True
             )
             out.append(batch.transpose(0, 1).flatten(1, 2))
+        return torch.cat(out, 1)
+
+    def _one_by_one(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        """A short document goes with tokens that follow it, which its own do not see, up to a multiple of ROUND."""
+        out, start = [], 0
+        for size in self.sizes:
+            wide = size if size > SQUARE else min(size + -size % ROUND, q_HND.shape[1] - start)
+            part = (x.narrow(1, start, wide) for x in (q_HND, k_JND, v_JND))
+            out.append(self._alone(layer, *part, rule)[:, :size])
+            start += size
         return torch.cat(out, 1)
 
     def _alone(

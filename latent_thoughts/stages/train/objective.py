@@ -13,6 +13,7 @@ from torch import nn
 
 from latent_thoughts import attention
 from latent_thoughts.attention import Documents
+from latent_thoughts.attention.documents import ROUND
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
 from latent_thoughts.stages.train.whole import Whole
@@ -89,9 +90,14 @@ class Objective(nn.Module):
         if not self.branching:
             padded = nn.utils.rnn.pad_sequence(list(ids.split(sizes)), batch_first=True)
             return module(input_ids=padded, use_cache=False)
+        place = torch.from_numpy(place).to(device)
+        if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # oneDNN compiles kernels for every length of a row: the last document grows until there are few
+            more = -len(ids) % ROUND
+            sizes[-1] += more
+            ids, place = (nn.functional.pad(x, (0, more)) for x in (ids, place))
         branches = Documents(sizes, device)
-        place = torch.from_numpy(place).to(device)[None]
-        return module(input_ids=ids[None], position_ids=place, use_cache=False, branches=branches)
+        return module(input_ids=ids[None], position_ids=place[None], use_cache=False, branches=branches)
 
 
 def losses_by_blocks(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_thoughts import model as models
+from latent_thoughts.attention.documents import ROUND
 from latent_thoughts.config import Train
 from latent_thoughts.data import format
 from latent_thoughts.data.corpus import Corpus
@@ -88,6 +89,24 @@ def test_documents_that_attend_in_squares_have_the_same_losses(kind: str) -> Non
     expected = alone(tiny(kind).double(), micro)
     _, losses, _ = Objective(tiny(kind).double(), MANY)(micro)
     assert torch.allclose(losses.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_rows_in_half_precision_grow_to_few_lengths_and_keep_their_losses(kind: str) -> None:
+    """By tokens that nothing looks at: the loss and its gradient are those of the documents alone."""
+    (micro,) = batch(CONFIG.model_copy(update={"sequence_length": 40})).micros
+    reference, model, lengths = tiny(kind), tiny(kind), []
+    model.get_input_embeddings().register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
+    objective, expected = Objective(model, MANY), alone(reference, micro)
+    lengths.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses, _ = objective(micro)
+    assert len(micro.ids) % ROUND and lengths == [len(micro.ids) + -len(micro.ids) % ROUND]
+    assert (losses - expected).abs().max() < 0.05
+    total.backward()
+    expected.sum().backward()
+    for found, same in zip(model.parameters(), reference.parameters(), strict=True):
+        assert (found.grad - same.grad).norm() <= 0.05 * same.grad.norm() + 1e-3
 
 
 @settings(max_examples=50, deadline=None)
