@@ -34,6 +34,8 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     found["name"] = torch.cuda.get_device_name() if device == "cuda" else _cpu()
+    if isa := os.environ.get("ONEDNN_MAX_CPU_ISA"):  # what oneDNN was told not to go beyond
+        found["onednn_max_cpu_isa"] = isa
     size = 8192 if device == "cuda" else 1024
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(size, size, device=device).to(dtype)

@@ -67,8 +67,8 @@ class Documents:
         out, start = [], 0
         for size in self.sizes:
             wide = size if size > SQUARE else min(size + -size % ROUND, q_HND.shape[1] - start)
-            part = (x.narrow(1, start, wide) for x in (q_HND, k_JND, v_JND))
-            out.append(self._alone(layer, *part, rule)[:, :size])
+            q, k, v = (x.narrow(1, start, wide) for x in (q_HND, k_JND, v_JND))
+            out.append(self._alone(layer, q, k, v, rule)[:, :size])
             start += size
         return torch.cat(out, 1)
 
