@@ -43,9 +43,9 @@ lock: .venv/dev.stamp
 	| grep -v -e '^nvidia-' -e '^triton' -e ' @ '; } > requirements-dev.lock.new
 	mv requirements-dev.lock.new requirements-dev.lock
 
-# Asks the package index's advisories about them (needs the network).
+# Asks the package index's advisories about them (needs the network), or those of AUDIT="-s osv --osv-url URL".
 audit: .venv/release.stamp
-	$(BIN)/pip-audit --strict -r requirements-dev.lock --no-deps --disable-pip
+	$(BIN)/pip-audit --strict -r requirements-dev.lock --no-deps --disable-pip $(AUDIT)
 
 gsm8k: .venv/gsm8k.stamp
 	$(BIN)/latent-thoughts em recipes/gsm8k-smollm2.yaml $(SET) --out runs/gsm8k
