@@ -203,6 +203,7 @@ def test_an_m_step_is_mixed_of_what_the_recipe_says(tmp_path: Path, small: dict[
     """Thoughts left out, raw text mixed in: the model sees no thought but the warm start's."""
     small["em"] = {"iterations": 1, "baselines": [], "mix": {"warm_start": 0, "thoughts": 0, "raw": 0.5}}
     small["train"] |= {"steps": 5}
+    small["sample"] |= {"margin": 1e6}  # nor is it told that none was accepted
     em(resolve(small), tmp_path)
     counts = read_manifest(tmp_path / "iter_01" / "train").counts
     assert counts["thought_tokens"] == 0 and counts["raw_tokens"] > 0

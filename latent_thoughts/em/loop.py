@@ -46,8 +46,11 @@ class Loop:
         recipe = self.run.recipe
         slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
+        arguments = recipe, self._settings(), model, self.run.prepared, folder, number, slices
+        if not recipe.em.mix.thoughts:  # nothing will be trained on them
+            return sampling.sample(*arguments)
         with Ahead(self.ahead(number)) as ahead:
-            made = sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
+            made = sampling.sample(*arguments, ahead)
         if not made.counts.get("accepted"):
             raise UserError(_nothing_accepted(folder, made.counts))
         return made
