@@ -177,6 +177,30 @@ def test_a_changed_setting_sets_aside_and_brings_back(s3: Store) -> None:
     assert {name: third[name] for name in first} == first
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_of_a_cluster_share_a_store_and_nothing_else(
+    here: Path, s3: Store, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage in Ray's workers, training among them, which know the store by their environment."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    node = {"num_cpus": 4, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**node)
+        # an actor a node
+        executor = {"kind": "ray", "address": cluster.address, "workers": 2, "cpus": 3}
+        with s3.faults(0.01) as met:
+            run(bucket / "run", {**SETTINGS, "executor": executor})
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert met and outcome(bucket / "run") == outcome(here)
+
+
 def test_every_command_takes_urls(
     here: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
