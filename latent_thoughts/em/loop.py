@@ -46,13 +46,15 @@ class Loop:
         recipe = self.run.recipe
         slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
-        arguments = recipe, self._settings(), model, self.run.prepared, folder, number, slices
-        if not recipe.em.mix.thoughts:  # nothing will be trained on them
-            return sampling.sample(*arguments)
         with Ahead(self.ahead(number)) as ahead:
-            made = sampling.sample(*arguments, ahead)
-        if not made.counts.get("accepted"):
-            raise UserError(_nothing_accepted(folder, made.counts))
+            made = sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
+        draws = int(made.counts.get("draws", 0))
+        # the M-step would be the warm start once more
+        if recipe.em.mix.thoughts and draws and made.counts["unfinished"] == draws:
+            raise UserError(
+                f"{folder}: none of {draws:,} thoughts came to an end: raise sample.max_thought_tokens, or teach the "
+                "warm start more (data.warm_start, em.warm_start)"
+            )
         return made
 
     def _settings(self) -> Sample:
@@ -95,20 +97,6 @@ class Loop:
             if number > 1:  # the warm start is where further E-steps begin
                 transfer.forget(self.iteration(number - 1) / "train" / "model")  # this machine's copy of a store's
             yield row(self.run, self.method, number, self.config.k, trained, evaluated, sampled)
-
-
-def _nothing_accepted(folder: Path, counts: dict[str, Any]) -> str:
-    """An M-step would learn the warm start once more and nothing of the corpus."""
-    draws, finished = int(counts.get("draws", 0)), int(counts.get("draws", 0) - counts.get("unfinished", 0))
-    if not finished:
-        return (
-            f"{folder}: none of {draws:,} thoughts drawn came to an end: raise sample.max_thought_tokens, or teach the "
-            "warm start more (data.warm_start, em.warm_start)"
-        )
-    return (
-        f"{folder}: none of {finished:,} thoughts drawn was accepted: they do not make their texts likelier (raise "
-        "sample.k, or teach the warm start more), or contamination.remove took them all"
-    )
 
 
 def row(

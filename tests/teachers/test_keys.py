@@ -49,7 +49,7 @@ def test_a_key_is_nowhere(
         "train": {"steps": 2, "rows": 2, "sequence_length": 256},
         "sample": {"k": 2, "max_thought_tokens": 4, "max_tokens": 400},
         "evaluate": {"documents": 2, "bound": [1]},
-        "em": {"iterations": 1, "baselines": [], "mix": {"raw": 1}},
+        "em": {"iterations": 1, "baselines": [], "mix": {"thoughts": 0, "raw": 1}},
     }
     recipe, run, asked = tmp_path / "recipe.yaml", tmp_path / "run", []
     recipe.write_text(yaml.safe_dump(values))
