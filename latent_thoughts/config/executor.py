@@ -16,7 +16,7 @@ class Executor(Section):
 
     kind: Literal["local", "ray"] = "local"
     workers: Positive = 1  # processes or actors at a time; with local and 1 the command's own process works
-    address: str | None = None  # of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: one is started here
+    address: str | None = None  # of a Ray cluster: auto or HOST:PORT; default: one is started here
     cpus: Amount = 1  # of an actor, and of a process that trains; may be a fraction
     gpus: Amount = 0  # the same; a fraction shares a GPU, several are for engine.vllm_parallel
     train_workers: Positive = 1  # processes that train a model together, where Ray starts them

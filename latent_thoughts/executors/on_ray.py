@@ -44,12 +44,17 @@ def session(recipe: Recipe) -> Any:
         raise UserError("executor.kind: ray needs an extra: pip install 'latent-thoughts[ray]'") from None
     if ray.is_initialized():
         return ray
+    if address.startswith("ray://"):  # Ray's client, over which Ray Data does not run
+        raise UserError(
+            f"executor.address: {address} is no place to run Ray Data from: start the command on a node of the cluster "
+            "with address auto, or by `ray job submit`"
+        )
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address == "local":
         settings |= {"include_dashboard": False, "object_store_memory": OBJECTS}
     try:
         if address not in ("local", "auto"):  # which Ray would wait a quarter of an hour for
-            host, _, port = address.removeprefix("ray://").rpartition(":")
+            host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), 10).close()
         ray.init(address, **settings)
     except (OSError, ValueError) as error:

@@ -283,9 +283,16 @@ def raylets() -> set[str]:
     return found
 
 
-def test_a_cluster_that_is_not_there_is_named() -> None:
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "executor.address: no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:1", "executor.address: ray://127.0.0.1:1 is no place to run Ray Data from"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_named(address: str, message: str) -> None:
     script = "import sys; from latent_thoughts.executors.on_ray import session; from latent_thoughts.config import *\n"
-    script += "try: session(resolve({'executor': {'kind': 'ray', 'address': '127.0.0.1:1'}}))\n"
+    script += f"try: session(resolve({{'executor': {{'kind': 'ray', 'address': '{address}'}}}}))\n"
     script += "except Exception as error: print(type(error).__name__, error)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert "UserError executor.address: no Ray cluster answers at 127.0.0.1:1" in found.stdout
+    assert f"UserError {message}" in found.stdout
