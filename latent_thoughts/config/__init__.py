@@ -40,7 +40,7 @@ class Model(Section):
     tokenizer: str | None = None  # default: the base model's; `world` for a built-in world's words
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
-    attention: str = "sdpa"
+    attention: str | None = None  # attn_implementation of transformers; default: its own choice
     trust_remote_code: bool = False  # run the code that a model brings: read it first
     allow_pickle: bool = False  # load weights that are no safetensors, by torch's reader for weights alone
 
