@@ -53,6 +53,15 @@ def test_a_new_model_depends_on_the_seed() -> None:
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
+@pytest.mark.parametrize("kind", ["bloom", "mamba"])
+def test_a_model_that_torchs_own_attention_is_not_for_loads_by_default(kind: str) -> None:
+    base = {"model_type": kind, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, _, _ = models.load_base(Model(base=base, tokenizer="world"), "world:castle", 0, 0)
+    assert model.config.model_type == kind
+    with pytest.raises(UserError, match="scaled_dot_product_attention"):
+        models.load_base(Model(base=base, tokenizer="world", attention="sdpa"), "world:castle", 0, 0)
+
+
 def test_exported_folder_is_plain_transformers(base: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
