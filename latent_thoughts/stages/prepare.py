@@ -51,6 +51,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
     config += contamination.key(recipe.contamination)
     stage = Stage(folder, "prepare", stage_key("prepare", config, {"base": base_manifest}))
     if (manifest := stage.manifest) is not None:
+        stage.remove(_READ)  # left by a process that was killed right after the manifest was there
         return manifest
     read = _read(recipe, stage)
     counts, described = Counter(read["counts"]), {}

@@ -214,6 +214,13 @@ def test_a_second_call_does_nothing(values: dict[str, Any], tmp_path: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+def test_what_a_kill_right_after_the_manifest_left_goes(values: dict[str, Any], tmp_path: Path) -> None:
+    first = run(resolve(values), tmp_path / "run")
+    left = next((tmp_path / "run").rglob("prepare/manifest.json")).with_name("read.json")
+    left.write_text("{}")
+    assert run(resolve(values), tmp_path / "run") == first and not left.exists()
+
+
 @pytest.mark.parametrize("override", ["chunking.seed=3", "data.held_out=0.3", "model.dtype=bfloat16"])
 def test_another_setting_makes_a_new_stage(values: dict[str, Any], tmp_path: Path, override: str) -> None:
     first = run(resolve(values), tmp_path / "run")
