@@ -67,8 +67,17 @@ def _cpu() -> str:
 
 def peak_memory() -> float:
     """Of this process, GB. (getrusage's figure would start at the parent's.)"""
+    return _status("VmHWM")
+
+
+def memory() -> float:
+    """Of this process now, GB."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
 
 
 def row(system: str, metric: str, unit: str, values: Sequence[float]) -> dict[str, Any]:

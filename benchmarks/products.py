@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/products.py [--tokens 2048] [--inner 576] [--outer 1536] [--json FILE]
 
 A linear layer's forward product, the gradient of its input, and the gradient of its weights: as torch takes it, with
-a transposed copy of the gradient made first, and with that copy at hand. Besides, attention of a document whose
-length has not been met before, and met again: oneDNN compiles kernels for every length.
+a transposed copy of the gradient made first, and with that copy at hand. Besides, what a number of tokens costs that
+has not been met before, in milliseconds and megabytes, since oneDNN compiles kernels for every one: attention of a
+document in training, and the linear layers of SmolLM2-135M, one of each shape, in a pass that draws.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
@@ -38,10 +40,25 @@ def attend(tokens: int, heads: int = 3, each: int = 3, width: int = 64) -> None:
     (torch.softmax(q @ k.mT, -1) @ v).sum().backward()
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return 1e3 * (time.perf_counter() - began)
+def layers() -> Callable[[int], object]:
+    shapes = [(576, 576), (192, 576), (1536, 576), (576, 1536), (49152, 576)]
+    matrices = [torch.randn(*shape).bfloat16() for shape in shapes]
+    return lambda rows: [torch.randn(rows, w.shape[1]).bfloat16() @ w.T for w in matrices]
+
+
+def met(name: str, run: Callable[[int], object], numbers: list[int]) -> list[dict[str, Any]]:
+    """Every number twice in turn, so that both have the machine's same moments."""
+    run(64)
+    held, times = common.memory(), np.zeros((2, len(numbers)))
+    for n, number in enumerate(numbers):
+        for again in (0, 1):
+            began = time.perf_counter()
+            run(number)
+            times[again, n] = 1e3 * (time.perf_counter() - began)
+    more = 1e3 * (common.memory() - held) / len(numbers)
+    words = ("met first", "met again")
+    rows = [common.row(name, word, "ms", t.tolist()) for word, t in zip(words, times, strict=True)]
+    return [*rows, common.row(name, "memory of each", "MB", [more])]
 
 
 def main() -> None:
@@ -55,11 +72,9 @@ def main() -> None:
     peak, work = machine["matmul_gflops_bfloat16"] * 1e9, 2 * a.tokens * a.inner * a.outer
     shares = {name: work / common.seconds(run) / peak for name, run in products(a.tokens, a.inner, a.outer).items()}
     rows = [common.row(name, "peak_share", "share", [share]) for name, share in shares.items()]
-    attend(64)
-    lengths = np.random.default_rng(0).permutation(np.arange(80, 240))[:40].tolist()
-    for name in ("a length met first", "met again"):
-        times = [milliseconds(lambda n=n: attend(n)) for n in lengths]
-        rows.append(common.row(f"attention, {name}", "milliseconds", "ms", times))
+    numbers = np.random.default_rng(0).permutation(np.arange(80, 240))[:40].tolist()
+    rows += met("attention", attend, numbers)
+    rows += met("linear layers", layers(), numbers)
     ratios = {f"{name}/peak": share for name, share in shares.items()}
     common.finish("products", machine, rows, ratios, a.json, threads=torch.get_num_threads())
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from latent_thoughts import model as models
-from latent_thoughts.config import Model, Sample
+from latent_thoughts.config import Model, Sample, resolve
 from latent_thoughts.data import format
+from latent_thoughts.em import em
 from latent_thoughts.engines.base import How, Job, SampleRequest, Sampling, ScoreRequest, Scoring, ask, in_order
 from latent_thoughts.engines.joint import Seeds, Task, infer
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.store import read_manifest
 from latent_thoughts.types import Chunk, Draw, UserError
 from tests.conftest import CONTROLS, VOCABULARY
 
@@ -158,3 +160,19 @@ def test_jobs_of_several_steps_run_to_their_end(engine: Any) -> None:
         return n
 
     assert in_order(engine, [Job((3, n), program(n)) for n in range(6)]) == list(range(6))
+
+
+def test_a_model_that_cannot_branch_goes_through_an_iteration(small: dict[str, Any], tmp_path: Path) -> None:
+    """BLOOM's attention cannot be replaced: the torch engine refuses it, vLLM samples and scores."""
+    small["model"]["base"] = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 2}
+    small["sample"] |= {"preset": "paper"}
+    small["engine"] = {"kind": "vllm", "scorer": "vllm", "sequences": 16, "vllm_memory": 0.2}
+    small["em"] = {"iterations": 1, "baselines": []}
+    recipe = resolve(small)
+    em(recipe, tmp_path)
+    found = read_manifest(tmp_path / "iter_01" / "sample").counts
+    assert found["draws"] == 160 and found["accepted"] > 0
+    assert read_manifest(tmp_path / "iter_01" / "train").counts["thought_tokens"] > 0
+    trained = models.load(tmp_path / "iter_01" / "train" / "model", recipe.model)
+    with pytest.raises(UserError, match="does not let its attention be replaced"):
+        TorchEngine(trained, recipe.engine)
