@@ -88,12 +88,30 @@ def test_in_blocks_documents_attend_to_themselves(
     assert all(torch.count_nonzero(a.grad[:, n:]) == 0 for a in found)
 
 
-@pytest.mark.parametrize("sizes", [[40, 7, 100], [SQUARE + 1, 3]], ids=["squares", "grouped"])
+@pytest.mark.parametrize("sizes", [[40, 7, 100], [3, SQUARE + 1, 7, 2]], ids=["short", "short and long"])
 def test_half_precision_is_within_its_rounding(sizes: list[int]) -> None:
-    q, k, v = inputs(sum(sizes), torch.bfloat16)
-    rule = Rule(D**-0.5, None, None, None)
-    out = Documents(sizes, torch.device("cpu")).attend(0, q, k, v, rule)
-    assert (out.double() - plain(rule, sizes, *(x.double() for x in (q, k, v)))).abs().max() < 0.03
+    found, rule = inputs(sum(sizes), torch.bfloat16), Rule(D**-0.5, None, None, None)
+    expected = [x.detach().double().requires_grad_() for x in found]
+    out, reference = Documents(sizes, torch.device("cpu")).attend(0, *found, rule), plain(rule, sizes, *expected)
+    assert (out.double() - reference).abs().max() < 0.03
+    slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    out.backward(slope)
+    reference.backward(slope.double())
+    assert all((a.grad.double() - b.grad).norm() < 0.01 * b.grad.norm() for a, b in zip(found, expected, strict=True))
+
+
+def test_values_may_be_narrower_than_keys() -> None:
+    sizes, rule = [9, 40, 5], Rule(D**-0.5, None, None, None)
+    q, k, v = inputs(sum(sizes), torch.float64)
+    found, expected = v[..., :3].detach().requires_grad_(), v[..., :3].detach().requires_grad_()
+    out, reference = (
+        Documents(sizes, torch.device("cpu")).attend(0, q, k, found, rule),
+        plain(rule, sizes, q, k, expected),
+    )
+    assert torch.allclose(out, reference)
+    out.square().sum().backward()
+    reference.square().sum().backward()
+    assert torch.allclose(found.grad, expected.grad)
 
 
 @pytest.mark.gpu

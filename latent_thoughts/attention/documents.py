@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from latent_thoughts.attention.rule import Rule, softmax
 from latent_thoughts.attention.spans import Extend
+from latent_thoughts.attention.squares import Square, Squares
 
 SQUARE = 512  # documents up to so long are trained with their whole matrix of scores, where torch has no good kernel
 ROUND = 32  # oneDNN compiles kernels for every length it meets, of rows and documents: only for multiples of this
@@ -25,7 +26,8 @@ class Documents:
         self.sizes, self.device = list(sizes), device
         self.runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]  # of one length, side by side
         self.ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=device)
-        self.masks: dict[tuple[int, int], torch.Tensor] = {}
+        self.masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self.stretches = _stretches(self.sizes)
         self.grouped = functools.cache(lambda *sizes: Extend([()] * len(sizes), sizes, [False] * len(sizes), device))
 
     @torch.compiler.disable
@@ -36,7 +38,7 @@ class Documents:
         if torch.is_autocast_enabled(kind):  # rotated queries and keys come in float32
             q_HND, k_JND, v_JND = (x.to(torch.get_autocast_dtype(kind)) for x in (q_HND, k_JND, v_JND))
         if kind == "cpu" and q_HND.dtype != torch.float32:
-            return self._one_by_one(layer, q_HND, k_JND, v_JND, rule)
+            return self._in_squares(layer, q_HND, k_JND, v_JND, rule)
         half = q_HND.dtype in (torch.bfloat16, torch.float16)
         if half and rule.plain and q_HND.shape[2] <= 256 and (varlen := _varlen(self.device)):
             window, longest = (rule.window or 0) - 1, max(self.sizes)  # how far back besides itself; -1: to the start
@@ -60,33 +62,62 @@ class Documents:
             out.append(batch.transpose(0, 1).flatten(1, 2))
         return torch.cat(out, 1)
 
-    def _one_by_one(
+    def _in_squares(
         self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
-        """A short document goes with tokens that follow it, which its own do not see, up to a multiple of ROUND."""
+        """Short documents by their whole matrices of scores, up to three times as fast as torch's kernel in half
+        precision (docs/log.md); long ones one at a time."""
         out, start = [], 0
-        for size in self.sizes:
-            wide = size if size > SQUARE else min(size + -size % ROUND, q_HND.shape[1] - start)
-            q, k, v = (x.narrow(1, start, wide) for x in (q_HND, k_JND, v_JND))
-            out.append(self._alone(layer, q, k, v, rule)[:, :size])
-            start += size
+        for sizes in self.stretches:
+            q, k, v = (x.narrow(1, start, sum(sizes)) for x in (q_HND, k_JND, v_JND))
+            start += sum(sizes)
+            if sizes[0] > SQUARE:
+                out.append(self.grouped(*sizes).attend(layer, q, k, v, rule))
+                continue
+            squares = self._squares(sizes, rule.window, len(q) // len(k), q.dtype)
+            if rule.plain:
+                out.append(Squares.apply(q, k, v, squares, rule.scaling))
+            else:
+                out += [_alone(square, q, k, v, rule) for square in squares]
         return torch.cat(out, 1)
 
-    def _alone(
-        self, layer: int, q_HTD: torch.Tensor, k_JTD: torch.Tensor, v_JTD: torch.Tensor, rule: Rule
-    ) -> torch.Tensor:
-        """One document; a short one in plain products, up to three times as fast as torch's kernel (docs/log.md)."""
-        T, J = q_HTD.shape[1], k_JTD.shape[0]
-        if T > SQUARE:
-            return self.grouped(T).attend(layer, q_HTD, k_JTD, v_JTD, rule)
-        each, window = q_HTD.shape[0] // J, min(rule.window or T, T)  # each: the queries of a key-value head
-        if (hidden := self.masks.get((T, window))) is None:
-            seen = torch.ones(T, T, dtype=torch.bool, device=self.device).tril().triu(1 - window)
-            hidden = self.masks[T, window] = (~seen).repeat(each, 1)
-        scores = (q_HTD * rule.scaling).reshape(J, each * T, -1) @ k_JTD.mT
-        sinks = None if rule.sinks is None else rule.sinks.view(J, each, 1).repeat_interleave(T, 1)
-        shares = functional.dropout(softmax(scores, hidden, rule.softcap, sinks), rule.dropout)
-        return (shares @ v_JTD).view_as(q_HTD)
+    def _squares(self, sizes: Sequence[int], window: int | None, each: int, dtype: torch.dtype) -> list[Square]:
+        """Where each stands, with tokens that follow it up to a multiple of ROUND.
+
+        `each`: the queries of a key-value head.
+        """
+        made, start, end = [], 0, sum(sizes)
+        for size in sizes:
+            wide = min(size + -size % ROUND, end - start)
+            back = min(window or wide, wide)
+            if (hidden := self.masks.get((wide, back, each))) is None:
+                seen = torch.ones(wide, wide, dtype=torch.bool, device=self.device).tril().triu(1 - back)
+                hidden = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
+                hidden = self.masks[wide, back, each] = hidden.repeat(each, 1)
+            made.append(Square(start, size, wide, hidden))
+            start += size
+        return made
+
+
+def _alone(square: Square, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """One document, for what `Squares` does not know."""
+    q_HTD, k_JTD, v_JTD = (x[:, square.taken] for x in (q_HND, k_JND, v_JND))
+    J, T = k_JTD.shape[:2]
+    scores = (q_HTD * rule.scaling).reshape(J, -1, q_HTD.shape[2]) @ k_JTD.mT
+    sinks = None if rule.sinks is None else rule.sinks.view(J, -1, 1).repeat_interleave(T, 1)
+    shares = functional.dropout(softmax(scores, square.hidden, rule.softcap, sinks), rule.dropout)
+    return (shares @ v_JTD).view(len(q_HTD), T, -1)[:, : square.size]
+
+
+def _stretches(sizes: Sequence[int]) -> list[list[int]]:
+    """Short documents that follow each other together, long ones alone."""
+    stretches: list[list[int]] = []
+    for size in sizes:
+        if stretches and max(size, stretches[-1][0]) <= SQUARE:
+            stretches[-1].append(size)
+        else:
+            stretches.append([size])
+    return stretches
 
 
 @functools.cache
