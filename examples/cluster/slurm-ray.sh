@@ -14,6 +14,9 @@ set -euo pipefail
 recipe=$1 run=$2
 source "${VENV:-.venv}/bin/activate" # with: pip install -e '.[ray]'
 
+# Others on these machines can neither join this Ray nor have it run code (Ray 2.52 and later).
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex(32))")
+
 nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 head=${nodes[0]}
 address=$(srun --overlap --nodes 1 --ntasks 1 -w "$head" hostname --ip-address | awk '{print $1}')
@@ -24,7 +27,7 @@ total=$((gpus * SLURM_JOB_NUM_NODES))
 # --block keeps a node's Ray in the foreground of its step, which ends with the job.
 srun --overlap --nodes 1 --ntasks 1 -w "$head" ray start --head --block --disable-usage-stats \
   --node-ip-address "$address" --port "$port" --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$gpus" &
-until ray health-check --address "$address:$port" 2> /dev/null; do sleep 2; done
+timeout 300 bash -c "until ray health-check --address $address:$port 2> /dev/null; do sleep 2; done"
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --overlap --nodes $((SLURM_JOB_NUM_NODES - 1)) --ntasks $((SLURM_JOB_NUM_NODES - 1)) --exclude "$head" \
     ray start --block --disable-usage-stats --address "$address:$port" \

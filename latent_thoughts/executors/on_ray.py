@@ -13,6 +13,7 @@ import os
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,15 +82,18 @@ def run(recipe: Recipe, work: Work, units: Sequence[str]) -> Iterator[Result]:
     # what an actor was at is repeated as often as it restarts: tries while nobody knows yet that its node is gone would
     # use a number of their own up at once
     retried = {"max_restarts": config.retries, "max_task_retries": -1}
-    found = ray.data.from_items(groups, override_num_blocks=len(groups)).map(
-        Actor,
-        fn_constructor_args=(work, _threads(recipe), str(Path.cwd())),
-        # one at a time: units take long, and what waits behind one could be done by another actor
-        compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(groups)), max_tasks_in_flight_per_actor=1),
-        num_cpus=config.cpus,
-        num_gpus=config.gpus,
-        ray_remote_args_fn=lambda: retried,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.64 will not take max_restarts any more (pyproject.toml), and 2.60 has nothing in its place
+        warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
+        found = ray.data.from_items(groups, override_num_blocks=len(groups)).map(
+            Actor,
+            fn_constructor_args=(work, _threads(recipe), str(Path.cwd())),
+            # one at a time: units take long, and what waits behind one could be done by another actor
+            compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(groups)), max_tasks_in_flight_per_actor=1),
+            num_cpus=config.cpus,
+            num_gpus=config.gpus,
+            ray_remote_args_fn=lambda: retried,
+        )
     with _named_losses(recipe):
         for row in found.iter_rows():
             for unit, counts, shards, error in json.loads(row["results"]):
@@ -184,7 +188,7 @@ def _threads(recipe: Recipe) -> int:
 def _named_losses(recipe: Recipe) -> Iterator[None]:
     """One line instead of Ray's report where work was lost for good, or met a mistake of the user's."""
     from ray.exceptions import RayError, RayTaskError
-    from ray.train import TrainingFailedError
+    from ray.train import ControllerError, TrainingFailedError
 
     try:
         yield
@@ -192,6 +196,12 @@ def _named_losses(recipe: Recipe) -> Iterator[None]:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
+    except ControllerError as error:  # before any process began: its group, or its place in the cluster
+        *_, last = str(error.controller_failure).strip().splitlines() or [repr(error.controller_failure)]
+        raise UserError(
+            f"Ray could not set up training: {last.strip()} (executor.gpus and executor.train_workers must fit the "
+            "cluster); what is finished is kept, and the same command goes on"
+        ) from error
     except (RayError, TrainingFailedError) as error:
         cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
         lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]

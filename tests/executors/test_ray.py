@@ -106,6 +106,16 @@ def test_mistakes_and_losses_and_what_is_there_already(cluster: Any, tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_group_that_cannot_be_set_up_says_why(cluster: Any) -> None:
+    """Here by nodes that claim GPUs and have none."""
+    node = cluster.add_node(**NODE, num_gpus=2)
+    recipe = resolve(settings(cluster, gpus=1, train_workers=2, cpus=1))
+    with pytest.raises(UserError, match="^Ray could not set up training: .*NCCL"):
+        executors.together(recipe, doubled, 1)
+    cluster.remove_node(node)
+
+
+@pytest.mark.slow
 def test_calls_are_made_by_workers_and_come_back_in_order(cluster: Any) -> None:
     """What evaluation asks of a model's tasks."""
     recipe = resolve(settings(cluster))
