@@ -48,7 +48,7 @@ def session(recipe: Recipe) -> Any:
     if address.startswith("ray://"):  # Ray's client, over which Ray Data does not run
         raise UserError(
             f"executor.address: {address} is no place to run Ray Data from: start the command on a node of the cluster "
-            "with address auto, or by `ray job submit`"
+            "with address auto, or by `ray job submit` (ray[default])"
         )
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address == "local":
