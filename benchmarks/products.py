@@ -5,7 +5,8 @@
 A linear layer's forward product, the gradient of its input, and the gradient of its weights: as torch takes it, with
 a transposed copy of the gradient made first, and with that copy at hand. Besides, what a number of tokens costs that
 has not been met before, in milliseconds and megabytes, since oneDNN compiles kernels for every one: attention of a
-document in training, and the linear layers of SmolLM2-135M, one of each shape, in a pass that draws.
+document in training, and the linear layers of SmolLM2-135M, one of each shape, in a pass that draws. Last, attention of
+a row in training, forward and backward: by the package's one operation, and operation by operation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import common
 import numpy as np
 import torch
+
+from latent_thoughts.attention import Rule, documents
 
 
 def products(tokens: int, inner: int, outer: int) -> dict[str, Callable[[], object]]:
@@ -38,6 +41,20 @@ def attend(tokens: int, heads: int = 3, each: int = 3, width: int = 64) -> None:
     """Forward and backward, as `attention.documents` does it for a short document."""
     q, k, v = (torch.randn(heads, n * tokens, width, dtype=torch.bfloat16, requires_grad=True) for n in (each, 1, 1))
     (torch.softmax(q @ k.mT, -1) @ v).sum().backward()
+
+
+def rows_of_documents() -> dict[str, Callable[[], object]]:
+    sizes = np.random.default_rng(0).integers(80, 230, 7).tolist()
+    total, rule = sum(sizes), Rule(0.125, None, None, None)
+    q, k, v = (torch.randn(heads, total, 64, dtype=torch.bfloat16, requires_grad=True) for heads in (9, 3, 3))
+    row = documents.Documents(sizes, torch.device("cpu"))
+    squares = row._squares(sizes, None, 3, q.dtype)
+    return {
+        "one operation": lambda: row.attend(0, q, k, v, rule).sum().backward(),
+        "operation by operation": lambda: (
+            torch.cat([documents._alone(square, q, k, v, rule) for square in squares], 1).sum().backward()
+        ),
+    }
 
 
 def layers() -> Callable[[int], object]:
@@ -69,12 +86,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     machine = common.machine()
-    peak, work = machine["matmul_gflops_bfloat16"] * 1e9, 2 * a.tokens * a.inner * a.outer
-    shares = {name: work / common.seconds(run) / peak for name, run in products(a.tokens, a.inner, a.outer).items()}
+    peak, flops = machine["matmul_gflops_bfloat16"] * 1e9, 2 * a.tokens * a.inner * a.outer
+    shares = {name: flops / common.seconds(run) / peak for name, run in products(a.tokens, a.inner, a.outer).items()}
     rows = [common.row(name, "peak_share", "share", [share]) for name, share in shares.items()]
     numbers = np.random.default_rng(0).permutation(np.arange(80, 240))[:40].tolist()
     rows += met("attention", attend, numbers)
     rows += met("linear layers", layers(), numbers)
+    for name, work in rows_of_documents().items():
+        rows.append(common.row(f"attention of a row, {name}", "milliseconds", "ms", [1e3 * common.seconds(work)]))
     ratios = {f"{name}/peak": share for name, share in shares.items()}
     common.finish("products", machine, rows, ratios, a.json, threads=torch.get_num_threads())
 

@@ -110,9 +110,11 @@ def test_a_group_that_cannot_be_set_up_says_why(cluster: Any) -> None:
     """Here by nodes that claim GPUs and have none."""
     node = cluster.add_node(**NODE, num_gpus=2)
     recipe = resolve(settings(cluster, gpus=1, train_workers=2, cpus=1))
-    with pytest.raises(UserError, match="^Ray could not set up training: .*NCCL"):
-        executors.together(recipe, doubled, 1)
-    cluster.remove_node(node)
+    try:
+        with pytest.raises(UserError, match="^Ray could not set up training: .*NCCL"):
+            executors.together(recipe, doubled, 1)
+    finally:
+        cluster.remove_node(node)
 
 
 @pytest.mark.slow
