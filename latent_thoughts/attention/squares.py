@@ -32,8 +32,8 @@ class Square:
 class Squares(torch.autograd.Function):
     """softmax(scaling Q K' + hidden) V of every document, (H, N, D), and its gradients.
 
-    Operation by operation, autograd would make a dozen tensors for a document in every layer, of sizes of its own, to be
-    got and freed (docs/log.md). Here its attention weights alone outlive it.
+    Operation by operation, autograd would make a dozen tensors for a document in every layer, of sizes of its own, to
+    be got and freed (docs/log.md). Here its attention weights alone outlive it.
     """
 
     @staticmethod
