@@ -13,7 +13,7 @@ from latent_thoughts.config import BUDGETS, Recipe
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.runlog import sent_to
-from latent_thoughts.scale.plan import CPU_SHARES, DEVICES, SHARES, Device, Shape, works
+from latent_thoughts.scale.plan import CPU_SHARES, DEVICES, MATRIX_CPU_SHARES, SHARES, Device, Shape, works
 from latent_thoughts.scale.survey import Survey, survey
 
 SMALL = 5 * 10**7  # parameters up to which overheads, and not matrix products, decide
@@ -34,8 +34,11 @@ def device(recipe: Recipe, found: Survey, shape: Shape) -> Device:
 
 def _by_peak(recipe: Recipe) -> Device:
     where = models.device_of(recipe.model)
-    shares = SHARES if where.type == "cuda" else CPU_SHARES
     peak = models.matmul_peak(where, getattr(torch, recipe.model.dtype))
+    shares = SHARES
+    if where.type == "cpu":  # vector units have at most twice the products in bf16 that they have in float32
+        matrices = peak > 4 * models.matmul_peak(where, torch.float32)
+        shares = MATRIX_CPU_SHARES if matrices else CPU_SHARES
     of_it = "{:.0%} train, {:.0%} encode, {:.0%} decode".format(*shares)
     source = f"matrix products measured now, {peak / 1e9:,.0f} GFLOP/s; of that, assumed, {of_it}"
     return Device.with_shares(f"this machine ({where.type})", peak, *shares, 0.0, source)

@@ -83,7 +83,8 @@ DEVICES = {
         ("rtx4090", 165e12, 0.5),
     )
 }
-CPU_SHARES = (0.50, 0.51, 0.28)  # measured with SmolLM2-135M in bf16 on 2 cores (docs/results.md, Speed)
+# measured with SmolLM2-135M in bf16 on 2 cores, without and with a matrix unit (AMX) in them (docs/results.md, Speed)
+CPU_SHARES, MATRIX_CPU_SHARES = (0.50, 0.51, 0.28), (0.18, 0.16, 0.08)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Plan as Settings
@@ -143,3 +144,18 @@ def test_every_device_that_may_be_named_is_known() -> None:
     recipe = load_recipe(RECIPES / "paper/warm_start.yaml", ["plan.price=7"])
     plan = estimate(recipe)
     assert measure.device(recipe, plan.found, plan.shape).price == 7
+
+
+@pytest.mark.parametrize(("half", "train"), [(440e9, 220e9), (2300e9, 414e9)])  # an EPYC's, and with a matrix unit
+def test_a_cpu_with_a_matrix_unit_is_not_expected_to_reach_half_of_it(
+    half: float, train: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "matmul_peak", lambda _, dtype: half if dtype == torch.bfloat16 else 200e9)
+    recipe = load_recipe(RECIPES / "paper/warm_start.yaml", ["plan.device=auto", "model.device=cpu"])
+    plan = estimate(recipe)
+    assert measure.device(recipe, plan.found, plan.shape).train == pytest.approx(train)
+
+
+def test_a_peak_is_in_flops() -> None:
+    found = models.matmul_peak(torch.device("cpu"), torch.float32)
+    assert 1e9 < found < 1e13  # FLOP/s, not GFLOP/s
