@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 
 
@@ -30,3 +31,12 @@ def give_freed_memory_back() -> None:
     """Has glibc give whole free pages back to the system, wherever they lie (nothing elsewhere); some 30 ms."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_gpu_memory_back() -> None:
+    """Has torch give back what it keeps of GPUs after a training, which other processes, and vLLM, find missing."""
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -40,7 +40,8 @@ class Documents:
         if kind == "cpu" and q_HND.dtype != torch.float32:
             return self._in_squares(layer, q_HND, k_JND, v_JND, rule)
         half = q_HND.dtype in (torch.bfloat16, torch.float16)
-        if half and rule.plain and q_HND.shape[2] <= 256 and (varlen := _varlen(self.device)):
+        fits = q_HND.shape[2] == v_JND.shape[2] <= 256  # the kernel's widths
+        if half and fits and rule.plain and (varlen := _varlen(self.device)):
             window, longest = (rule.window or 0) - 1, max(self.sizes)  # how far back besides itself; -1: to the start
             q, k, v = (x.transpose(0, 1).contiguous() for x in (q_HND, k_JND, v_JND))
             bounds = self.ends, self.ends, longest, longest

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from latent_thoughts.config import Recipe
 from latent_thoughts.executors import local
 from latent_thoughts.executors.work import Result, Told, Work
+from latent_thoughts.machine import give_gpu_memory_back
 
 __all__ = ["Result", "Told", "Work", "calls", "in_order", "run", "together"]
 
@@ -25,6 +26,7 @@ def run(recipe: Recipe, work: Work, units: Mapping[str, float], told: Told) -> I
     `told` hears of (amount done, counts), finer than units where the work happens in this process. Raises UserError
     for a mistake that a worker met, and for a worker that is lost too often.
     """
+    give_gpu_memory_back()
     return in_order(_any_order(recipe, work, units, told), units)
 
 

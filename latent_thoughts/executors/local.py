@@ -36,7 +36,7 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
     context = multiprocessing.get_context("forkserver")  # it imports once what every worker of every stage needs
     context.set_forkserver_preload([type(work).__module__])
     numbers, threads = context.Value("i", 0), recipe.threads or max(1, cores() // workers)
-    start = (work, threads, numbers, torch.cuda.device_count())
+    start = (work, threads, numbers, gpus())
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         try:
             pending = {pool.submit(_do, unit) for unit in islice(waiting, 2 * workers)}
@@ -53,16 +53,23 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
             pool.shutdown(cancel_futures=True)
 
 
+def gpus() -> list[str]:
+    """Those that this process may use, by the names that CUDA_VISIBLE_DEVICES knows them by."""
+    count = torch.cuda.device_count()
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (visible or [str(n) for n in range(count)])[:count]
+
+
 _opened: Any = None  # this process's work
 
 
-def _start(work: Work, threads: int, numbers: Any, gpus: int) -> None:
+def _start(work: Work, threads: int, numbers: Any, gpus: list[str]) -> None:
     """Sets a worker process up: with a GPU of its own as far as there are any, and with the end of its driver."""
     global _opened
     with numbers.get_lock():
         number, numbers.value = numbers.value, numbers.value + 1
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     die_with_parent()
     _opened = Opened(work, threads)
     Finalize(None, _opened.close, exitpriority=10)

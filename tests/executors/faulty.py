@@ -51,7 +51,7 @@ class Simple:
         return [unit]
 
     def set_up(self, stack: contextlib.ExitStack) -> Do:
-        note(self.log.with_suffix(".open"), "open")
+        note(self.log.with_suffix(".open"), os.environ.get("CUDA_VISIBLE_DEVICES") or "none")  # the GPU it was given
         stack.callback(note, self.log.with_suffix(".closed"), "closed")
 
         def do(unit: str, told: Told) -> None:

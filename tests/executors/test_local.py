@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,3 +91,19 @@ def test_where_a_stage_runs_is_in_no_key(tmp_path: Path, small: dict[str, Any]) 
         folders = [run.synthesize(), run.train_warm_start(), run.evaluate(run.warm_start)]
         keys.append([prepared.key, *(m.key for m in folders)])
     assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [(None, 2, {"0", "1"}), ("3, 5", 2, {"3", "5"}), ("GPU-a,GPU-b,GPU-c", 3, {"GPU-a", "GPU-b"}), ("2", 1, {"2"}),
+     (None, 0, {"none"})],
+)  # fmt: skip
+def test_workers_share_the_gpus_that_their_driver_may_use(
+    visible: str | None, count: int, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    list(executors.run(recipe(2), work(tmp_path), UNITS, lambda *_: None))
+    assert {gpu for gpu, _ in notes(tmp_path / "log.open")} == names
