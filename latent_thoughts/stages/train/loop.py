@@ -90,12 +90,12 @@ class Trainer:
         _seed(self.objective.head.weight.device, int(seed.generate_state(1)[0]))
         counted = self.ranks.sum(_counts(batch.micros))
         targets = int(counted[-1])
-        losses = torch.zeros(2, PARTS, dtype=torch.float64)
+        losses = torch.zeros(2, PARTS, dtype=torch.float64, device=self.objective.head.weight.device)
         for n, micro in enumerate(batch.micros):
             if self.ranks.size > 1:
                 self.objective.set_requires_gradient_sync(n == len(batch.micros) - 1)  # pyright: ignore
             losses += self._backward(micro, targets)
-        total, count = self.ranks.sum(losses)
+        total, count = self.ranks.sum(losses.cpu())  # not before: a GPU would be waited for at every micro-batch
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         figures = {
@@ -113,13 +113,13 @@ class Trainer:
         return figures
 
     def _backward(self, micro: PackedRow, targets: int) -> torch.Tensor:
-        """Adds the gradient of the batch's mean loss; returns (sum, count) of losses by part."""
+        """Adds the gradient of the batch's mean loss; returns (sum, count) of losses by part, where the model is."""
         with torch.autocast(self.objective.head.weight.device.type, torch.bfloat16, enabled=self.autocast):
             total, losses, part = self.objective(micro)
         (total * (self.ranks.size / targets)).backward()  # FSDP takes the mean over the ranks
-        sums = torch.zeros(2, PARTS, dtype=torch.float64)
-        sums[0].index_add_(0, part, losses.double().cpu())
-        sums[1].index_add_(0, part, torch.ones(len(part), dtype=torch.float64))
+        sums, part = torch.zeros(2, PARTS, dtype=torch.float64, device=losses.device), part.to(losses.device)
+        sums[0].index_add_(0, part, losses.double())
+        sums[1].index_add_(0, part, torch.ones_like(losses, dtype=torch.float64))
         return sums
 
     def _refuse_divergence(self, figures: dict[str, float], batch: loader.Batch) -> None:
