@@ -50,7 +50,7 @@ from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.machine import keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
-from latent_thoughts.stages.train import loader
+from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective
 from latent_thoughts.stages.train.whole import Whole
@@ -112,6 +112,8 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
         ThoughtDocument(str(n), (Chunk(str(n), 0, 0, "", d[1:-1]),), ((),), (True,), "") for n, d in enumerate(ids)
     )
     batches = Batches(made, controls, config, 0)
+    if config.compile is None:
+        lean.install(model)
     whole = Whole(model, a.length, config.logits) if config.compile == "whole" else None
     objective = Objective(model, config.logits, whole)
     if config.compile == "blocks":

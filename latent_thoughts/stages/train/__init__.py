@@ -29,7 +29,7 @@ from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.places import bench, remote
 from latent_thoughts.runlog import model_card, sent_to
-from latent_thoughts.stages.train import checkpoint
+from latent_thoughts.stages.train import checkpoint, lean
 from latent_thoughts.stages.train.loop import Trainer, loop
 from latent_thoughts.stages.train.objective import Objective
 from latent_thoughts.stages.train.whole import Whole
@@ -136,6 +136,8 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("train.compile: whole is for one process without checkpoint_activations: take blocks")
     if config.compile and models.device_of(model_config).type == "cpu" and models.compiler() is None:
         raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
+    if config.compile is None:
+        lean.install(model)
     whole = Whole(model, config.sequence_length, config.logits, config.dropout) if config.compile == "whole" else None
     objective, half = Objective(model, config.logits, whole), model_config.dtype == "bfloat16"
     if config.compile == "blocks":

@@ -114,33 +114,36 @@ def losses_by_blocks(
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any, block: int, gradient: bool) -> Any:
-        device = hidden.device.type
+        device, count = hidden.device.type, len(hidden)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        matrix, losses = weight.to(dtype), torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        grads: list[Any] = [
-            x if x is None else torch.zeros_like(x, dtype=torch.float32) for x in (hidden, weight, bias)
-        ]
+        rows, matrix = hidden.to(dtype), weight.to(dtype)
+        losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        dhidden, dbias = torch.empty_like(hidden, dtype=torch.float32), torch.zeros(len(weight), device=hidden.device)
+        # the weight's gradient is a large sum: of several blocks at once, as far as 8 bytes a logit go
+        together = block * max(1, 8 // dtype.itemsize)
+        slopes = rows.new_empty(min(count, together) if gradient else 0, len(weight))
+        dweight: Any = None if count else torch.zeros_like(weight)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(hidden), block):
-                part = slice(start, start + block)
-                rows, goal = hidden[part].to(dtype), targets[part, None]
-                logits = (rows @ matrix.T).float()
+            for start in range(0, count, block):
+                stop, held = min(start + block, count), start % together
+                goal, logits = targets[start:stop, None], (rows[start:stop] @ matrix.T).float()
                 if bias is not None:
                     logits += bias
                 # softmax is one pass, logsumexp would be several; the likeliest token's share never underflows
-                slope, (top, likeliest) = torch.softmax(logits, 1), logits.max(1, keepdim=True)
-                total = top - slope.gather(1, likeliest).log()
-                losses[part] = (total - logits.gather(1, goal))[:, 0]
-                if gradient:
-                    slope.scatter_add_(1, goal, torch.full_like(total, -1))
-                    if bias is not None:
-                        grads[2] += slope.sum(0)
-                    slope = slope.to(dtype)
-                    grads[0][part] = slope @ matrix
-                    grads[1] += slope.T @ rows
+                slope = torch.softmax(logits, 1)
+                total = logits.amax(1, keepdim=True) - slope.amax(1, keepdim=True).log()
+                losses[start:stop] = (total - logits.gather(1, goal))[:, 0]
+                if not gradient:
+                    continue
+                slope.scatter_add_(1, goal, torch.full_like(total, -1))
+                dbias += slope.sum(0) if bias is not None else 0
+                slope = slopes[held : held + stop - start].copy_(slope)
+                dhidden[start:stop] = slope @ matrix
+                if stop == count or held + block == together:
+                    product = slopes[: held + stop - start].T @ rows[start - held : stop]
+                    dweight = product.to(weight.dtype) if dweight is None else dweight.add_(product)
         ctx.mark_non_differentiable(losses)
-        inputs = (hidden, weight, bias)
-        ctx.grads = [None if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
+        ctx.grads = dhidden.to(hidden.dtype), dweight, None if bias is None else dbias.to(bias.dtype)
         return losses.sum(), losses
 
     @staticmethod
