@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,22 +19,35 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 
-def install(model: Any) -> None:
-    """Changes the RMS norms, SiLU-gated MLPs and linear layers of a model in float32, in place."""
+
+def install(model: Any, least: int = 256) -> None:
+    """Changes the RMS norms, SiLU-gated MLPs and linear layers of a model in float32, in place.
+
+    Not those narrower than `least`: there calls from Python cost more than passes over memory do (docs/log.md).
+    """
     shared = SharedCast()
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        width, forwards = _leaner(module)
+        if forwards and width >= least:
+            _change(module, width, *forwards)
+        if isinstance(module, nn.Linear) and module.in_features >= least:
             module.register_forward_pre_hook(shared)
-        elif len(inspect.signature(module.forward).parameters) != 1:
-            continue
-        elif type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and _eps(module):
-            _change(module, module.weight.shape[0], _normed, _normed_around_one)
-        elif type(getattr(module, "act_fn", None)).__name__.startswith("SiLU") and hasattr(module, "gate_proj"):
-            _change(module, module.gate_proj.in_features, _gated)
 
 
-def _change(module: Any, width: int, *forwards: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+def _leaner(module: Any) -> tuple[int, Sequence[Forward]]:
+    """A layer's width, and the forward passes that may be its own."""
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return 0, ()
+    if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and _eps(module):
+        return module.weight.shape[0], (_normed, _normed_around_one)
+    if type(getattr(module, "act_fn", None)).__name__.startswith("SiLU") and hasattr(module, "gate_proj"):
+        return module.gate_proj.in_features, (_gated,)
+    return 0, ()
+
+
+def _change(module: Any, width: int, *forwards: Forward) -> None:
     """Gives a module the first of these forward passes that agrees with its own."""
     like = next(module.parameters())
     x_1ND = torch.linspace(-2, 3, 2 * width, dtype=like.dtype, device=like.device).view(1, 2, width)

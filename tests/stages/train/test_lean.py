@@ -42,7 +42,7 @@ def changed(model: nn.Module) -> dict[str, int]:
 )
 def test_every_family_has_the_same_values_and_gradients(kind: str, expected: dict[str, int], half: bool) -> None:
     plain, model = tiny(kind), tiny(kind)
-    lean.install(model)
+    lean.install(model, 0)
     assert changed(model) == expected
     far = 0.03 if half else 1e-5
     for one, other in zip(passed(plain, half), passed(model, half), strict=True):
@@ -71,13 +71,19 @@ def test_a_layer_that_does_something_else_is_left_alone() -> None:
     model = nn.Sequential(*(kind(8, eps=1e-6) for kind in kinds), nn.RMSNorm(8, eps=1e-6, elementwise_affine=False))
     x = torch.randn(3, 8)
     expected = model(x)
-    lean.install(model)
+    lean.install(model, 0)
     assert changed(model) == {"RMSNorm": 1} and torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_narrow_layers_are_left_alone() -> None:
+    model = tiny("llama")
+    lean.install(model)
+    assert not changed(model) and not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_copy_of_a_model_has_weights_of_its_own() -> None:
     model = nn.Sequential(nn.RMSNorm(8, eps=1e-6))
-    lean.install(model)
+    lean.install(model, 0)
     other, x = copy.deepcopy(model), torch.randn(3, 8)
     with torch.no_grad():
         other[0].weight.mul_(3)
@@ -86,7 +92,7 @@ def test_a_copy_of_a_model_has_weights_of_its_own() -> None:
 
 def test_what_layers_share_is_cast_once_and_not_kept() -> None:
     first, second, x = nn.Linear(4, 4), nn.Linear(4, 4), torch.randn(2, 4, requires_grad=True)
-    lean.install(nn.ModuleList([first, second]))
+    lean.install(nn.ModuleList([first, second]), 0)
     seen: list[torch.Tensor] = []
     for layer in (first, second):
         layer.register_forward_hook(lambda _, given, __: seen.append(given[0]))
@@ -122,5 +128,16 @@ def test_a_layer_keeps_less_for_its_gradient() -> None:
         return sum(sizes.values())
 
     plain, model = tiny("llama"), tiny("llama")
-    lean.install(model)
+    lean.install(model, 0)
     assert kept(model) < 0.85 * kept(plain)
+
+
+def test_activations_may_be_computed_again() -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = tiny("llama").train()
+        lean.install(model, 0)
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        found.append(passed(model, True))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
