@@ -63,13 +63,13 @@ def gpus() -> list[str]:
 _opened: Any = None  # this process's work
 
 
-def _start(work: Work, threads: int, numbers: Any, gpus: list[str]) -> None:
+def _start(work: Work, threads: int, numbers: Any, names: list[str]) -> None:
     """Sets a worker process up: with a GPU of its own as far as there are any, and with the end of its driver."""
     global _opened
     with numbers.get_lock():
         number, numbers.value = numbers.value, numbers.value + 1
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    if names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
     die_with_parent()
     _opened = Opened(work, threads)
     Finalize(None, _opened.close, exitpriority=10)

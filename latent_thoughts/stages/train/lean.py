@@ -40,9 +40,11 @@ def _leaner(module: Any) -> tuple[int, Sequence[Forward]]:
     """A layer's width, and the forward passes that may be its own."""
     if len(inspect.signature(module.forward).parameters) != 1:
         return 0, ()
-    if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and _eps(module):
-        return module.weight.shape[0], (_normed, _normed_around_one)
-    if type(getattr(module, "act_fn", None)).__name__.startswith("SiLU") and hasattr(module, "gate_proj"):
+    weight = getattr(module, "weight", None)
+    if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _eps(module):
+        return (len(weight), (_normed, _normed_around_one)) if weight.ndim == 1 else (0, ())
+    gated = all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj"))
+    if gated and type(getattr(module, "act_fn", None)).__name__.startswith("SiLU"):
         return module.gate_proj.in_features, (_gated,)
     return 0, ()
 

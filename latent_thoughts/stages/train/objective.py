@@ -122,7 +122,7 @@ class _Losses(torch.autograd.Function):
         # the weight's gradient is a large sum: of several blocks at once, as far as 8 bytes a logit go
         together = block * max(1, 8 // dtype.itemsize)
         slopes = rows.new_empty(min(count, together) if gradient else 0, len(weight))
-        dweight: Any = None if count else torch.zeros_like(weight)
+        dweight: Any = None if count else torch.zeros_like(weight, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for start in range(0, count, block):
                 stop, held = min(start + block, count), start % together
@@ -141,9 +141,14 @@ class _Losses(torch.autograd.Function):
                 dhidden[start:stop] = slope @ matrix
                 if stop == count or held + block == together:
                     product = slopes[: held + stop - start].T @ rows[start - held : stop]
-                    dweight = product.to(weight.dtype) if dweight is None else dweight.add_(product)
+                    dweight = product.float() if dweight is None else dweight.add_(product)
         ctx.mark_non_differentiable(losses)
-        ctx.grads = dhidden.to(hidden.dtype), dweight, None if bias is None else dbias.to(bias.dtype)
+        if gradient:
+            ctx.grads = (
+                dhidden.to(hidden.dtype),
+                dweight.to(weight.dtype),
+                None if bias is None else dbias.to(bias.dtype),
+            )
         return losses.sum(), losses
 
     @staticmethod

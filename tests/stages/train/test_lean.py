@@ -67,7 +67,13 @@ def test_a_layer_that_does_something_else_is_left_alone() -> None:
         def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
             return super().forward(x) if gate is None else gate * super().forward(x)
 
-    kinds: list[Any] = [nn.RMSNorm, TwiceRMSNorm, GatedRMSNorm]
+    class FixedRMSNorm(nn.RMSNorm):
+        def __init__(self, width: int, eps: float):
+            super().__init__(width, eps, elementwise_affine=False)
+            del self.weight
+            self.register_buffer("weight", torch.ones(width))
+
+    kinds: list[Any] = [nn.RMSNorm, TwiceRMSNorm, GatedRMSNorm, FixedRMSNorm]
     model = nn.Sequential(*(kind(8, eps=1e-6) for kind in kinds), nn.RMSNorm(8, eps=1e-6, elementwise_affine=False))
     x = torch.randn(3, 8)
     expected = model(x)

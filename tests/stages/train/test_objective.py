@@ -127,6 +127,19 @@ def test_losses_by_blocks_are_those_of_the_whole(n: int, v: int, block: int, bia
         assert a is None or torch.allclose(a.grad.double(), b.grad, atol=1e-4)
 
 
+def test_a_weight_in_half_precision_gets_the_sum_of_all_blocks_rounded_once() -> None:
+    """As where FSDP gathers it so: two hundred sums would each be rounded."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(800, 8, generator=g).bfloat16(), torch.randn(5, 8, generator=g).bfloat16()
+    targets = torch.randint(0, 5, (800,), generator=g)
+    found = []
+    for block in (1, 800):
+        leaf = weight.clone().requires_grad_()
+        losses_by_blocks(hidden, leaf, None, targets, block)[0].backward()
+        found.append(leaf.grad.float())  # pyright: ignore[reportOptionalMemberAccess]
+    assert (found[0] - found[1]).norm() < 0.004 * found[1].norm()
+
+
 def test_no_gradient_no_work_for_one() -> None:
     objective = Objective(tiny("llama"), MANY)
     with torch.no_grad():
