@@ -5,8 +5,10 @@
 A linear layer's forward product, the gradient of its input, and the gradient of its weights: as torch takes it, with
 a transposed copy of the gradient made first, and with that copy at hand. Besides, what a number of tokens costs that
 has not been met before, in milliseconds and megabytes, since oneDNN compiles kernels for every one: attention of a
-document in training, and the linear layers of SmolLM2-135M, one of each shape, in a pass that draws. Last, attention of
-a row in training, forward and backward: by the package's one operation, and operation by operation.
+document in training, and the linear layers of SmolLM2-135M, one of each shape, in a pass that draws. Last, forward and
+backward in milliseconds: attention of a row in training by the package's one operation, and operation by operation; an
+RMS norm of 1,024 tokens in float32 by the package's, transformers' (Llama's) and torch's; and the likeliest token's
+logit of 341 positions by `amax` and by `max`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from latent_thoughts.attention import Rule, documents
+from latent_thoughts.stages.train import lean
 
 
 def products(tokens: int, inner: int, outer: int) -> dict[str, Callable[[], object]]:
@@ -54,6 +58,19 @@ def rows_of_documents() -> dict[str, Callable[[], object]]:
         "operation by operation": lambda: (
             torch.cat([documents._alone(square, q, k, v, rule) for square in squares], 1).sum().backward()
         ),
+    }
+
+
+def passes_over_memory() -> dict[str, Callable[[], object]]:
+    """What training does without a product."""
+    x, weight = torch.randn(1024, 576, requires_grad=True), torch.ones(576, requires_grad=True)
+    theirs, logits = LlamaRMSNorm(576, 1e-5), torch.randn(341, 49152)
+    return {
+        "RMS norm, ours": lambda: lean.RMSNorm.apply(x, weight, 1e-5).sum().backward(),  # pyright: ignore
+        "RMS norm, transformers": lambda: theirs(x).sum().backward(),
+        "RMS norm, torch": lambda: torch.nn.functional.rms_norm(x, (576,), weight, 1e-5).sum().backward(),
+        "likeliest token, amax": lambda: logits.amax(1),
+        "likeliest token, max": lambda: logits.max(1),
     }
 
 
@@ -92,8 +109,9 @@ def main() -> None:
     numbers = np.random.default_rng(0).permutation(np.arange(80, 240))[:40].tolist()
     rows += met("attention", attend, numbers)
     rows += met("linear layers", layers(), numbers)
-    for name, work in rows_of_documents().items():
-        rows.append(common.row(f"attention of a row, {name}", "milliseconds", "ms", [1e3 * common.seconds(work)]))
+    attention = {f"attention of a row, {name}": work for name, work in rows_of_documents().items()}
+    for name, work in {**attention, **passes_over_memory()}.items():
+        rows.append(common.row(name, "milliseconds", "ms", [1e3 * common.seconds(work)]))
     ratios = {f"{name}/peak": share for name, share in shares.items()}
     common.finish("products", machine, rows, ratios, a.json, threads=torch.get_num_threads())
 
