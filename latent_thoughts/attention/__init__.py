@@ -25,6 +25,7 @@ from latent_thoughts.attention.spans import Extend as Extend
 from latent_thoughts.attention.spans import Path as Path
 from latent_thoughts.attention.spans import Span as Span
 from latent_thoughts.attention.spans import length as length
+from latent_thoughts.attention.trial import NotAsked, tried
 
 NAME = "latent_thoughts"
 LAYERS = {"full_attention", "sliding_attention"}
@@ -41,7 +42,9 @@ def attend(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: (1, heads, tokens, width) in, (1, tokens, heads, width) out."""
-    assert branches is not None and query.shape[0] == 1
+    if branches is None:
+        raise NotAsked
+    assert query.shape[0] == 1
     rule = Rule(
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         _window(module, settings.get("sliding_window")),
@@ -60,8 +63,9 @@ def _window(module: Any, given: int | None) -> int | None:
     return given if kinds is None else None
 
 
-def install(model: Any) -> bool:
-    """Makes the model use this module's attention; False where it cannot."""
+def install(model: Any, store: bool = False) -> bool:
+    """Makes the model use this module's attention; False where it cannot, and nothing is changed. With `store` only
+    where keys and values can be kept layer by layer, as `Extend` and `Lanes` do."""
     from transformers import AttentionInterface
 
     config = model.config.get_text_config()
@@ -69,5 +73,10 @@ def install(model: Any) -> bool:
     if not getattr(model, "_supports_attention_backend", False) or not kinds <= LAYERS:
         return False
     AttentionInterface.register(NAME, attend)
+    own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    return True
+    trial = tried(model)
+    if trial and not trial.hides_window(config) and (trial.in_order() or not store):
+        return True
+    model.set_attn_implementation(own)
+    return False

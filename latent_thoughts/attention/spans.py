@@ -145,7 +145,7 @@ class Group:
             scores = (block.flatten(2, 3) @ k[:, :, :seen].mT).unflatten(2, block.shape[2:4])
             shares = softmax(scores, hidden[..., start:stop, :seen], rule.softcap, sinks)
             shares = functional.dropout(shares, rule.dropout)
-            out.append((shares.flatten(2, 3) @ v[:, :, :seen]).view_as(block))
+            out.append((shares.flatten(2, 3) @ v[:, :, :seen]).unflatten(2, block.shape[2:4]))
         return torch.cat(out, 3).flatten(1, 2)
 
     def _mask(self, window: int | None) -> torch.Tensor | None:

@@ -78,7 +78,7 @@ class Passes:
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        if not attention.install(model):
+        if not attention.install(model, store=True):
             kind = model.config.model_type
             raise UserError(f"{kind} does not let its attention be replaced: set engine.kind and engine.scorer to vllm")
 
