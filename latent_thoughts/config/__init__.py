@@ -59,9 +59,11 @@ class Engine(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"k": 4, "last_k": None, "posterior_share": 1.0, "temperature": [1.0, 1.0], "accept": "all"},
-    "default": {"k": 16, "last_k": None, "posterior_share": 0.5, "temperature": [2.0, 1.0], "accept": "gain"},
-}
+    "paper": {"k": 4, "last_k": None, "posterior_share": 1.0, "temperature": [1.0, 1.0], "accept": "all",
+              "rejected": "raw"},
+    "default": {"k": 16, "last_k": None, "posterior_share": 0.5, "temperature": [2.0, 1.0], "accept": "gain",
+                "rejected": "skip"},
+}  # fmt: skip
 OWN_RAW_MODEL = "raw"  # sample.raw_model: a model of the run's own documents as text alone
 
 
@@ -77,7 +79,7 @@ class Sample(Section):
     margin: float = 0.0  # nats a chosen thought must gain
     choose: Literal["resample", "best", "uniform"] = "resample"
     keep: Positive = 1  # thoughts chosen a chunk, all different; training takes them in turn, one a visit
-    rejected: Literal["skip", "raw"] = "skip"
+    rejected: Literal["skip", "raw"] = "skip"  # a document with a chunk of which no thought is kept
     max_thought_tokens: Positive = 1024
     context_chunks: Positive = 3
     max_tokens: Positive = 2048  # context + thought + chunk + control tokens
@@ -102,7 +104,8 @@ class Sample(Section):
 
 
 def _between(first: float, last: float, iteration: int, iterations: int) -> float:
-    return first + (last - first) * (iteration - 1) / max(1, iterations - 1)
+    share = (iteration - 1) / max(1, iterations - 1)
+    return first + (last - first) * min(1.0, max(0.0, share))
 
 
 BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
@@ -256,7 +259,7 @@ class Recipe(Section):
 
     def variant(self, name: str) -> Recipe:
         """The recipe of one of `em.variants`. A preset in it sets all its values anew."""
-        if not re.fullmatch(r"[\w.-]+", name):
+        if not re.fullmatch(r"[\w.-]+", name) or set(name) == {"."}:
             raise ValueError(f"em.variants: {name!r} becomes a folder's name: letters, digits, -, _ and . alone")
         values, changes = self.model_dump(), copy.deepcopy(self.em.variants[name])
         for section, settings in changes.items():
@@ -268,7 +271,7 @@ class Recipe(Section):
                 values[section] = {
                     k: v for k, v in values[section].items() if k not in PRESETS.get(str(settings["preset"]), {})
                 }
-            values[section] |= settings
+            values[section] = _merged(values[section], settings)
         values["em"] |= {"variants": {}, "samples": [], "baselines": []}
         return parse(Recipe, values, f"em.variants.{name}")
 
@@ -286,6 +289,12 @@ class Recipe(Section):
         if any(name in overrides for name in BUDGETS):
             values = {name: value for name, value in values.items() if name not in BUDGETS}
         return parse(Train, {**values, **overrides}, where)
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes of a mapping within leave the rest of it as it is."""
+    deeper = [k for k, v in changes.items() if isinstance(v, dict) and isinstance(values.get(k), dict)]
+    return {**values, **changes, **{k: _merged(values[k], changes[k]) for k in deeper}}
 
 
 def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:

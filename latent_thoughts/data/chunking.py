@@ -91,7 +91,7 @@ def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocume
 
     Raises UserError where a chunk does not fit and may not be split, or the tokenizer loses text.
     """
-    chunks, start = [], 0
+    chunks, start, first = [], 0, -1
     oracle: dict[int, str] = {}
     for piece_index, text in enumerate(cut(document, config)):
         if not text:
@@ -101,16 +101,16 @@ def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocume
                 f"a chunk of {len(ids)} tokens is longer than chunking.max_tokens={config.max_tokens}: "
                 "raise it, or set chunking.oversize=split"
             )
+        first = len(chunks)  # of a piece that is split: its thought stands before all of it
         for part, ids in fit(text, codec.encode, config.max_tokens, codec.longest):
             chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
             start += len(part)
         if piece_index in document.thoughts:
-            oracle[len(chunks) - 1] = document.thoughts[piece_index]
+            oracle[first] = document.thoughts[piece_index]
     joined = codec.decode([i for chunk in chunks for i in chunk.ids])
     if joined != document.text:
         raise UserError("the tokenizer does not give its text back (is it normalising?)")
-    last = len(chunks) - 1
-    wanted = {"all": range(len(chunks)), "last": (last,), "given": oracle}[config.thoughts]
+    wanted = {"all": range(len(chunks)), "last": (first,), "given": oracle}[config.thoughts]
     target = tuple(n in wanted for n in range(len(chunks)))
     meta = {**document.meta, "oracle": oracle}
     return ThoughtDocument(document.id, tuple(chunks), ((),) * len(chunks), target, "raw", meta)

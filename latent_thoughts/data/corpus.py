@@ -29,12 +29,17 @@ THREADS = min(8, cores())  # that read shards while a corpus is packed
 
 class Source(NamedTuple):
     """A split of a completed stage; in an epoch its documents are visited `weight` times in the mean. `ahead` may hold
-    pieces of its shards (pieces.py)."""
+    pieces of its shards (pieces.py). `slice` (n, of) is every of-th shard from the n-th."""
 
     folder: Path
     split: str
     weight: float = 1.0
     ahead: Path | None = None
+    slice: tuple[int, int] = (0, 1)
+
+    def names(self, manifest: Manifest) -> list[str]:
+        first, step = self.slice
+        return [name for name in manifest.shards if name.startswith(f"{self.split}-")][first::step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ def write(sources: Sequence[Source], path: Path) -> None:
 def _batches(sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
     """All shards in order. Threads read ahead by a few: reading, checking and decoding leave Python's lock."""
     manifests = [(source, read_manifest(source.folder)) for source in sources]
-    shards = ((s, m, name) for s, m in manifests for name in m.shards if name.startswith(f"{s.split}-"))
+    shards = ((s, m, name) for s, m in manifests for name in s.names(m))
     with ThreadPoolExecutor(THREADS) as pool:
         ahead = deque(pool.submit(_batch_of, *shard) for shard in islice(shards, 2 * THREADS))
         while ahead:

@@ -6,7 +6,7 @@ RUN/replies.sqlite                             every reply of a teacher
 RUN/iter_00/{synthesize,train,evaluate}        warm start
 RUN/iter_01/{sample,train,evaluate} ...        EM
 RUN/baselines/METHOD/{train,evaluate}          and iter_.. for em_paper, synthesize for paraphrases
-RUN/samples/PRESET_K/iter_..                   further E-steps, where the recipe asks for them
+RUN/samples/METHOD_K/iter_..                   further E-steps, where the recipe asks for them
 RUN/variants/NAME/iter_..                      EM with other settings, likewise
 RUN/results.json  RUN/report.html
 """
@@ -58,14 +58,16 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
 
 
 def _more_samples(run: Run) -> Iterator[Row]:
-    """EM with every K of `em.samples`, in both presets; what the run has done already is not done again."""
-    done = [run.recipe.sample, *([with_preset(run, "paper")] if "em_paper" in run.recipe.em.baselines else [])]
+    """EM with every K of `em.samples` and nothing else changed, by the recipe's E-step and by the paper's; what the run
+    has done already is not done again."""
+    own, papers = run.recipe.sample, with_preset(run, "paper")
+    done = [own, *([papers] if "em_paper" in run.recipe.em.baselines else [])]
     for k in run.recipe.em.samples:
-        for method, preset in (("em", "default"), ("em_paper", "paper")):
-            config = with_preset(run, preset).model_copy(update={"k": k, "last_k": None})
-            if config in done:
-                continue
-            yield from Loop(run, method, config, run.folder / "samples" / f"{preset}_{k}").rows()
+        for method, config in (("em", own), ("em_paper", papers)):
+            config = config.model_copy(update={"k": k, "last_k": None})
+            if config not in done:
+                done.append(config)
+                yield from Loop(run, method, config, run.folder / "samples" / f"{method}_{k}").rows()
 
 
 def _variants(run: Run) -> Iterator[Row]:

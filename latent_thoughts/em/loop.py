@@ -41,10 +41,13 @@ class Loop:
         """Where the M-step's corpus is packed while the E-step runs."""
         return self.iteration(number) / ".packed"
 
+    def _slice(self, number: int) -> tuple[int, int]:
+        """Which shards of the corpus an iteration has: every of-th from the n-th, as (n, of)."""
+        return (number - 1, self.run.recipe.em.iterations) if self.continual else (0, 1)
+
     def sample(self, number: int) -> Manifest:
         """E-step of iteration `number`, with the model of the one before."""
-        recipe = self.run.recipe
-        slices = (number - 1, recipe.em.iterations) if self.continual else (0, 1)
+        recipe, slices = self.run.recipe, self._slice(number)
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
         with Ahead(self.ahead(number)) as ahead:
             made = sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
@@ -64,20 +67,25 @@ class Loop:
         return self.config.model_copy(update={"raw_model": str(self.run.train_raw())})
 
     def train(self, number: int) -> Manifest:
-        """M-step of iteration `number`: from the initial checkpoint, or on from the last model."""
+        """M-step of iteration `number`: from the initial checkpoint, or on from the last model (continual regime)."""
         folder = self.iteration(number)
         mix, run = self.run.recipe.em.mix, self.run
         sources = [
             Source(run.warm_start / "synthesize", "warm_start", mix.warm_start),
             Source(folder / "sample", "corpus", mix.thoughts, bench(self.ahead(number))),
-            Source(run.prepared, "corpus", mix.raw),
+            Source(run.prepared, "corpus", mix.raw, slice=self._slice(number)),
         ]
         sources = [source for source in sources if source.weight]
-        config, previous = self.run.recipe.train, None
-        if self.continual:
-            config = config.model_copy(update={"schedule": "wsd"})
-            previous = self.iteration(number - 1) / "train" if number > 1 else None
-        trained = run.train(config, sources, folder, previous)
+        config, last = run.recipe.train, self.iteration(number - 1) / "train"
+        if not self.continual:
+            trained = run.train(config, sources, folder)
+        else:  # the warm start's documents are met again: in other forms and another order
+            config, seed = config.model_copy(update={"schedule": "wsd"}), run.recipe.seed + (number << 32)
+            if number == 1:  # the warm start's schedule is its own and has ended: its weights alone go on
+                trained = run.train(config, sources, folder, base=last, seed=seed)
+            else:
+                config = config.model_copy(update={"warmup_steps": 0})
+                trained = run.train(config, sources, folder, continue_from=last, seed=seed)
         pieces.forget(self.ahead(number))
         return trained
 
@@ -120,6 +128,7 @@ def row(
         "accuracy_known": e["accuracy_known"],
         "accuracy_unknown": e["accuracy_unknown"],
         "bound_per_token": {str(k): e[f"bound_{k}_per_token"] for k in run.recipe.evaluate.bound},
+        "bound_unfinished": {str(k): e[f"bound_{k}_unfinished"] for k in run.recipe.evaluate.bound},
         "nll_per_token": e["nll_per_token"],
         "nll_raw_per_token": e["nll_raw_per_token"],
         "bits_per_byte": {name: e[f"{name}_bits_per_byte"] for name in _likelihoods(run)},

@@ -83,9 +83,19 @@ class Run:
         self.train(self.recipe.raw_train, self.raw(*TRAINING), folder)
         return folder / "train"
 
-    def train(self, config: Train, sources: list[Source], folder: Path, continue_from: Path | None = None) -> Manifest:
+    def train(
+        self,
+        config: Train,
+        sources: list[Source],
+        folder: Path,
+        base: Path | None = None,
+        continue_from: Path | None = None,
+        seed: int | None = None,
+    ) -> Manifest:
+        """By default from the run's initial checkpoint, with its seed."""
         recipe, held_out = self.recipe, Source(self.prepared, "held_out")
-        where = (self.base, sources, folder / "train", recipe.seed, continue_from, held_out)
+        seed = recipe.seed if seed is None else seed
+        where = (base or self.base, sources, folder / "train", seed, continue_from, held_out)
         return executors.together(recipe, training.train, config, recipe.model, *where)
 
     def evaluate(self, folder: Path, thinks: bool = True) -> Manifest:

@@ -115,7 +115,8 @@ def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
     unread |= {"checkpoint_activations"}
     if config.export == "last":
         unread |= {"held_out"}
-    return [config.model_dump(exclude=unread), [source.weight for source in sources]]
+    slices = [source.slice for source in sources if source.slice != (0, 1)]
+    return [config.model_dump(exclude=unread), [source.weight for source in sources], *([slices] if slices else [])]
 
 
 def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: int, ranks: Ranks) -> Trainer:

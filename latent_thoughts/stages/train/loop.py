@@ -230,6 +230,8 @@ def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None
                 metrics.sync()
                 trainer.save(checkpoint.folder_of(folder, counters.step))
                 raise Interrupted(f"training stopped at step {counters.step}")
+        if config.schedule == "wsd":  # a run of few steps may end before its rate has fallen
+            trainer.save(folder / "stable")
         if held_out is not None and counters.step % config.checkpoint_steps:
             _checkpoint(trainer, folder, held_out, metrics)
 
