@@ -140,8 +140,12 @@ class Thinker:
         """The E-step, one posterior for every chunk that a thought is meant for, in order.
 
         A posterior has K draws with their scores and weights, and says which were kept. Draws depend on the seed,
-        the document's id and the chunk alone. Raises UserError for a chunk that does not fit.
+        the document's id and the chunk alone. Of `settings` what belongs to a run's iterations (`temperature`,
+        `last_k`) is not read. Raises UserError for a chunk that does not fit, a temperature that is not above 0, and
+        settings with a raw model.
         """
+        if settings and settings.raw_model:
+            raise UserError("sample.raw_model is for runs: a Thinker's gains are over the empty thought")
         step, controls = settings or Sample(), self._controls
         cut = [chunked(document, chunking or Chunking(), self._codec) for document in documents]
         todo = [task for d in cut for task in tasks(d.chunks, d.target, controls, step)]

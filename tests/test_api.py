@@ -110,6 +110,10 @@ def test_a_run_folder_does_what_the_commands_do(small: dict[str, Any], tmp_path:
     assert len(thinker.answer(document.text.split("so ")[0], max_thought_tokens=4, max_answer_tokens=4)) == 2
     with pytest.raises(UserError, match="is not a model folder"):
         Thinker(tmp_path)
+    with pytest.raises(UserError, match="a temperature above 0, not 0"):
+        thinker.infer([document], settings, recipe.chunking, temperature=0.0)
+    with pytest.raises(UserError, match=r"sample\.raw_model is for runs"):
+        thinker.infer([document], Sample(raw_model="raw"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ import yaml
 
 from latent_thoughts.config import resolve
 from latent_thoughts.data import pieces, records
-from latent_thoughts.em import Loop, Run, em
+from latent_thoughts.em import Loop, Run, _more_samples, em
 from latent_thoughts.store import read_manifest
 from latent_thoughts.types import UserError
 
@@ -121,9 +121,10 @@ def test_a_changed_setting_recomputes_what_depends_on_it(tmp_path: Path, small: 
         assert (tmp_path / f"{name}.{keys[name][:12]}" / "manifest.json").exists()  # set aside, not lost
 
 
-def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dict[str, Any]) -> None:
-    small["em"] = {"iterations": 2, "baselines": [], "regime": "continual"}
-    small["train"]["steps"] = 10
+@pytest.mark.parametrize("steps", [10, 4], ids=["", "its rate has no time to fall"])
+def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dict[str, Any], steps: int) -> None:
+    small["em"] = {"iterations": 2, "baselines": [], "regime": "continual", "mix": {"raw": 0.5}}
+    small["train"] |= {"steps": steps, "warmup_steps": 2, "log_steps": 1}
     em(resolve(small), tmp_path)
     assert (tmp_path / "iter_01/train/stable/state.json").exists()
     shards = [set(read_manifest(tmp_path / f"iter_0{n}/sample").shards) for n in (1, 2)]
@@ -132,6 +133,39 @@ def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dic
     for number in (0, 1, 2):  # what is searched for the questions of tasks
         found = Run(resolve(small), tmp_path)._trained_on(tmp_path / f"iter_{number:02}")
         assert sorted(found.keys() - {"warm_start", "corpus"}) == seen[: number + 1]
+    written = [(tmp_path / f"iter_0{n}/train/metrics.jsonl").read_text().splitlines() for n in (1, 2)]
+    rates = [[json.loads(line)["lr"] for line in lines] for lines in written]
+    assert rates[0][0] < rates[0][1] and rates[1][0] == max(rates[1])  # it is warmed up once
+
+
+def test_an_iteration_of_the_continual_regime_has_its_own_documents_forms_and_start(
+    tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small["em"] = {"iterations": 2, "baselines": [], "regime": "continual", "mix": {"raw": 1.0}}
+    loop = Loop(run := Run(resolve(small), tmp_path), "em", resolve(small).sample, tmp_path)
+    asked = []
+    monkeypatch.setattr(Run, "train", lambda self, config, sources, folder, **how: asked.append((sources, how)))
+    loop.train(1)
+    loop.train(2)
+    run.prepare()
+    manifest = read_manifest(run.prepared)
+    raw = [[n for s in sources if s.folder == run.prepared for n in s.names(manifest)] for sources, _ in asked]
+    assert raw[0] and raw[1] and not set(raw[0]) & set(raw[1])  # fresh slices of raw text too
+    assert asked[0][1]["base"] == tmp_path / "iter_00/train"
+    assert asked[1][1]["continue_from"] == tmp_path / "iter_01/train"
+    assert len({how["seed"] for _, how in asked} | {run.recipe.seed}) == 3
+
+
+def test_a_sweep_over_k_changes_k_alone_and_does_nothing_twice(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small["sample"] |= {"temperature": [1.5, 1.2], "k": 4}
+    small["em"] = {"baselines": ["em_paper"], "samples": [2, 4, 8]}
+    made: list[tuple[str, Any]] = []
+    monkeypatch.setattr(Loop, "rows", lambda self: made.append((self.method, self.config)) or iter(()))
+    list(_more_samples(Run(recipe := resolve(small), tmp_path)))
+    assert [(m, c.k) for m, c in made] == [("em", 2), ("em_paper", 2), ("em", 8), ("em_paper", 8)]
+    assert all(c == recipe.sample.model_copy(update={"k": c.k}) for m, c in made if m == "em")
 
 
 STAGES = ["base", "prepare", "iter_00/synthesize", "iter_01/sample"]

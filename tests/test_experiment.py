@@ -119,6 +119,14 @@ def test_mistakes_are_one_line_each() -> None:
         named("bootstrap").recipe("tiny", ["em.variants={a: {data: {limit: 3}}}"])
     with pytest.raises(UserError, match="becomes a folder's name"):
         named("bootstrap").recipe("tiny", ["em.variants={'../a': {sample: {k: 3}}}"])
+    with pytest.raises(UserError, match="becomes a folder's name"):
+        named("bootstrap").recipe("tiny", ["em.variants={'..': {sample: {k: 3}}}"])
+
+
+def test_a_variant_changes_what_it_names_and_nothing_beside_it() -> None:
+    recipe = named("ablations").recipe("paper", [])
+    changed = recipe.variant("raw_documents_beside").em.mix
+    assert recipe.em.mix.warm_start == 0 and changed == recipe.em.mix.model_copy(update={"raw": 0.5})
 
 
 def test_a_presets_values_replace_those_of_the_recipe() -> None:

@@ -142,6 +142,7 @@ def row(
         "distinct": s.get("mean_distinct"),
         "unfinished": s.get("unfinished_share"),
         "accepted": s.get("accepted_share"),
+        "left_out": s.get("left_out_share"),
         "gain_per_token": s.get("gain_per_token"),
         "sample_tokens": s.get("draw_tokens"),
         "seconds": {

@@ -81,8 +81,11 @@ def infer(
     """Runs the E-step on a batch of chunks; the result of a chunk does not depend on the others.
 
     `each` is told of every posterior as it comes, in any order. log p(x | c) is the model's own in the
-    thoughtless form, or that of another model of raw text, `raw`.
+    thoughtless form, or that of another model of raw text, `raw`. Raises UserError for a temperature that is not above
+    0: what it would draw has no density.
     """
+    if not temperature > 0:
+        raise UserError(f"thoughts are drawn at a temperature above 0, not {temperature:g}")
     known = raw_logprobs(raw, batch, controls) if raw else [None] * len(batch)
     step = Step(controls, config, seeds, temperature, rescore=not engine.one_numerics)
     jobs = [Job(task.context, step.infer(task, logprob)) for task, logprob in zip(batch, known, strict=True)]

@@ -157,6 +157,7 @@ def _write_shard(
     posteriors, tally = worker.clean(worker.posteriors(engine, documents, each))
     thoughts = worker.choose(documents, posteriors)
     counts: dict[str, Any] = {**worker.counts(documents, posteriors), "repeated": tally.record()}
+    counts |= {"documents": len(documents), "documents_left_out": len(documents) - len(thoughts)}
     counts["seconds"] = time.perf_counter() - began
     decode = worker.codec.decode
     stage.write(_posteriors(name), [records.posterior_row(p, decode) for p in posteriors], records.POSTERIORS, {})
@@ -256,6 +257,7 @@ def health(totals: Mapping[str, float]) -> dict[str, float | None]:
         "unfinished_share": mean("unfinished", "draws"),
         "thought_tokens": mean("draw_tokens", "draws"),
         "accepted_share": mean("accepted", "chunks"),
+        "left_out_share": mean("documents_left_out", "documents"),
         "gain_per_token": mean("gain", "gain_tokens"),
         "bound_gain_per_token": gain / totals["bound_tokens"] if totals.get("bound_tokens") else None,
         "mean_gap": mean("gap", "gap_chunks"),

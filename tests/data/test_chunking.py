@@ -196,3 +196,13 @@ def test_which_chunks_get_a_thought(thoughts: Literal["given", "last", "all"], t
     assert found.target == target
     assert found.thoughts == ((),) * 4
     assert found.meta["oracle"] == document.thoughts
+
+
+@pytest.mark.parametrize("thoughts", ["given", "last"])
+def test_the_thought_before_a_piece_that_is_split_stands_before_all_of_it(thoughts: Literal["given", "last"]) -> None:
+    words = [f"{letter} " for letter in "abcdefghijkl"]
+    document = Document("d", "".join(words), {}, ("".join(words[:2]), "".join(words[2:])), {1: "z"})
+    codec = Codec(word_tokenizer(words))
+    found = chunked(document, Chunking(mode="pieces", thoughts=thoughts, max_tokens=5), codec)
+    assert [c.text for c in found.chunks][:2] == ["a b ", "".join(words[2:7])] and len(found.chunks) == 3
+    assert found.meta["oracle"] == {1: "z"} and found.target == (False, True, False)

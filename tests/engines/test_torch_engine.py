@@ -29,7 +29,8 @@ from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.types import Draw, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 
-KINDS = ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss"]  # sliding windows, soft caps, sinks
+# sliding windows, soft caps, sinks, values narrower than keys
+KINDS = ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss", "deepseek_v3"]
 
 
 def how(max_tokens: int, temperature: float = 1.0) -> How:
@@ -268,12 +269,25 @@ def test_pick_is_the_inverse_of_the_distribution(size: int, seed: int, u: float)
     assert below + shares[token] >= u * total - 1e-9
 
 
-def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
+MOE = {"num_local_experts": 2, "num_experts_per_tok": 1}
+REFUSED = {
+    "bloom": {},  # no other attention may take its place
+    "nemotron": {},  # does not tell its attention what it is to see
+    "diffllama": {},  # attends twice a layer
+    "phimoe": {**MOE, "sliding_window": 6},  # its window is in its mask alone
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_model_whose_attention_cannot_be_replaced_is_refused(kind: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model("bloom", vocab_size=23, hidden_size=16, n_layer=1, n_head=2)
-    with pytest.raises(UserError, match="bloom does not let its attention be replaced"):
-        TorchEngine(AutoModelForCausalLM.from_config(config))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(kind, vocab_size=23, intermediate_size=16, **sizes, **REFUSED[kind])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with pytest.raises(UserError, match=f"{kind} does not let its attention be replaced"):
+        TorchEngine(model)
+    assert model.config._attn_implementation == "eager"  # and it is what it was
 
 
 def test_spans_are_let_go_with_the_job_that_needed_them() -> None:

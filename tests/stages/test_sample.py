@@ -105,13 +105,14 @@ def test_the_number_of_draws_follows_its_schedule(warm: Run, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("rejected", ["skip", "raw"])
 def test_rejected_chunks(warm: Run, tmp_path: Path, rejected: str) -> None:
-    sample(warm, tmp_path / rejected, rejected=rejected)
+    counts = sample(warm, tmp_path / rejected, rejected=rejected).counts
     rows = posteriors(tmp_path / rejected)
     accepted = {r["doc_id"] for r in rows if r["chosen"] >= 0}
     documents = [d for _, part in records.shards(tmp_path / rejected, "corpus") for d in part]
     assert 0 < len(accepted) < 40
     assert {d.id for d in documents if d.thoughts[1]} == accepted
     assert len(documents) == (len(accepted) if rejected == "skip" else 40)
+    assert counts["documents"] == 40 and counts["left_out_share"] == (40 - len(documents)) / 40
     assert all(d.thoughts[0] == () for d in documents)
 
 
