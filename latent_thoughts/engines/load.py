@@ -18,13 +18,10 @@ from latent_thoughts.transfer import local
 def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> Iterator[Engine]:
     """`longest` is the longest sequence that will be asked for; by default that of the run's own chunks. Raises
     UserError where the engine is not installed, or the model does not suit it."""
-    if recipe.engine.kind == "torch" or recipe.engine.scorer == "torch":
-        scorer = TorchEngine(models.load(folder, recipe.model), recipe.engine)
-        if recipe.engine.kind == "torch":
-            yield scorer
-            return
-    else:
-        scorer = None
+    if recipe.engine.kind == "torch":
+        yield _torch(recipe, folder)
+        return
+    scorer = _torch(recipe, folder) if recipe.engine.scorer == "torch" else None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
@@ -37,3 +34,17 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
         limits |= {"tensor_parallel_size": recipe.engine.vllm_parallel, "distributed_executor_backend": "mp"}
     with contextlib.closing(VllmEngine(local(folder), recipe.model.dtype, longest, scorer, **limits)) as engine:
         yield engine
+
+
+@contextlib.contextmanager
+def loaded_scorer(recipe: Recipe, folder: Path) -> Iterator[Engine]:
+    """For a model that only scores, at temperature 1: vLLM is not started where the torch engine does that."""
+    if "torch" in (recipe.engine.kind, recipe.engine.scorer):
+        yield _torch(recipe, folder)
+        return
+    with loaded_engine(recipe, folder) as engine:
+        yield engine
+
+
+def _torch(recipe: Recipe, folder: Path) -> TorchEngine:
+    return TorchEngine(models.load(folder, recipe.model), recipe.engine)
