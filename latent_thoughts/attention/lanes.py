@@ -115,7 +115,8 @@ class Lanes:
         sinks = None if rule.sinks is None else rule.sinks.view(J, 1, -1, 1)
         shares = softmax(torch.cat([*trunk, shared, own], -1), self._hidden(rule.window), rule.softcap, sinks)
         of_trunk, of_shared, of_own = shares.split([self.P, self.L, self.T], -1)
-        out = (of_shared.flatten(2, 3) @ values_GJLD[:used]).unflatten(2, (self.draws, -1)) + of_own @ values_GJRTD[:used]
+        out = (of_shared.flatten(2, 3) @ values_GJLD[:used]).unflatten(2, (self.draws, -1))
+        out += of_own @ values_GJRTD[:used]
         if self.P:
             out += self._of_trunk(of_trunk, self.before[1][layer])
         return out.transpose(1, 2).flatten(2, 3)[g, r].transpose(0, 1)
