@@ -34,9 +34,13 @@ def give_freed_memory_back() -> None:
 
 
 def give_gpu_memory_back() -> None:
-    """Has torch give back what it keeps of GPUs after a training, which other processes, and vLLM, find missing."""
+    """Has torch give back what it keeps of GPUs after a training, which other processes, and vLLM, find missing.
+
+    Nothing where this process has not used one: to ask whether there are any would be to use the driver, and what is
+    forked after that cannot.
+    """
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()

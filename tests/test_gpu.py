@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +22,7 @@ from latent_thoughts.data.packing import Batches
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.engines.base import How, SampleRequest, Sampling, ScoreRequest, Scoring, ask
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.engines.vllm_engine import imported
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
@@ -169,3 +173,17 @@ def test_an_e_step_finds_the_memory_of_the_training_before_it(small: dict[str, A
         with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(alive())):
             Loop(run, "em", run.recipe.sample, tmp_path).sample(1)
     assert given_back == [0]
+
+
+def test_vllm_finds_the_memory_of_what_came_before_it_and_spawns_its_processes() -> None:
+    """Engines and teachers: a fork of a process that has asked for GPUs could use none."""
+    given_back: list[None] = []
+    with pretended_gpu(), patch.dict(os.environ), patch.dict(sys.modules, {"vllm": ModuleType("vllm")}):
+        os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
+        with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(None)):
+            imported("engine.kind: vllm")
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # as the user wants it
+        imported("engine.kind: vllm")
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    assert given_back == [None]
