@@ -1,4 +1,4 @@
-"""This machine: its cores, and the memory that the C library keeps or gives back."""
+"""This machine: its cores and GPUs, and the memory that the C library and torch keep or give back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import os
+
+gpu_shared = False  # this process's GPU with other workers of an executor, which has then set it
 
 
 def cores() -> int:

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from latent_thoughts import machine
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.transfer import local
+from latent_thoughts.types import UserError
 
 
 @contextlib.contextmanager
@@ -21,6 +25,7 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
     if recipe.engine.kind == "torch":
         yield _torch(recipe, folder)
         return
+    _refuse_too_few_gpus(recipe.engine.vllm_parallel)
     scorer = _torch(recipe, folder) if recipe.engine.scorer == "torch" else None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
@@ -48,3 +53,13 @@ def loaded_scorer(recipe: Recipe, folder: Path) -> Iterator[Engine]:
 
 def _torch(recipe: Recipe, folder: Path) -> TorchEngine:
     return TorchEngine(models.load(folder, recipe.model), recipe.engine)
+
+
+def _refuse_too_few_gpus(parallel: int) -> None:
+    """vLLM takes a share of a GPU's memory for itself, and dies where another process has taken it."""
+    found = torch.cuda.device_count()
+    if found and (found < parallel or machine.gpu_shared):
+        raise UserError(
+            f"vllm wants GPUs of its own for every worker (engine.vllm_parallel: {parallel}), and there are too few: "
+            "lower executor.workers or engine.vllm_parallel"
+        )

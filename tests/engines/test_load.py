@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from latent_thoughts import machine
 from latent_thoughts.config import resolve
 from latent_thoughts.engines.base import ScoreRequest, Scoring, ask
 from latent_thoughts.engines.load import loaded_engine, loaded_scorer
@@ -31,3 +33,20 @@ def test_a_model_that_only_scores_needs_no_vllm_where_torch_scores(
         engine = {"kind": "vllm", "scorer": "vllm" if wanted is loaded_scorer else "torch"}
         with pytest.raises(UserError, match="needs vLLM"), wanted(resolve({"engine": engine}), tmp_path / "model"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shared", "parallel", "refused"),
+    [(0, False, 2, False), (1, False, 1, False), (2, False, 2, False), (1, True, 1, True), (1, False, 2, True)],
+)
+def test_vllm_is_refused_where_it_has_too_few_gpus(
+    gpus: int, shared: bool, parallel: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is loaded, and before vLLM says so in its way."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(machine, "gpu_shared", shared)
+    recipe = resolve({"engine": {"kind": "vllm", "scorer": "vllm", "vllm_parallel": parallel}})
+    told = "lower executor.workers" if refused else "needs vLLM"
+    with pytest.raises(UserError, match=told), loaded_engine(recipe, tmp_path):
+        pass
