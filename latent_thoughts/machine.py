@@ -35,6 +35,15 @@ def give_freed_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether torch found no memory, a GPU's or this machine's."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 def give_gpu_memory_back() -> None:
     """Has torch give back what it keeps of GPUs after a training, which other processes, and vLLM, find missing.
 

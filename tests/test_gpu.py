@@ -28,7 +28,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective
-from latent_thoughts.types import Chunk, ThoughtDocument
+from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 from tests.pretended_gpu import KERNELS, Pretended, pretended_gpu
 
@@ -173,6 +173,17 @@ def test_an_e_step_finds_the_memory_of_the_training_before_it(small: dict[str, A
         with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(alive())):
             Loop(run, "em", run.recipe.sample, tmp_path).sample(1)
     assert given_back == [0]
+
+
+def test_a_training_without_memory_names_what_to_set(small: dict[str, Any], tmp_path: Path) -> None:
+    small["train"]["rows"] = 6
+    run = Run(resolve(small), tmp_path)
+    run.prepare()
+    run.synthesize()
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+    told = pytest.raises(UserError, match=r"train\.micro_rows \(now 6\) or set train\.checkpoint_activations")
+    with patch.object(Trainer, "_backward", side_effect=error), told:
+        run.train_warm_start()
 
 
 def test_vllm_finds_the_memory_of_what_came_before_it_and_spawns_its_processes() -> None:
