@@ -72,7 +72,7 @@ def demo(
     *,
     out: Out = Path("runs/demo"),
     seeds: Annotated[
-        str, Parameter(help="Comma-separated seeds; as many as there are cores run side by side.")
+        str, Parameter(help="Comma-separated seeds; as many as there are cores (or GPUs) run side by side.")
     ] = "0,1",
     samples: Annotated[str, Parameter(help="Further numbers of draws K, for both presets: 1,4,16")] = "",
     recipe: Annotated[str, Parameter(help="castle, hindsight or stories: a recipe of a built-in world.")] = "castle",

@@ -1,4 +1,4 @@
-"""This machine: its cores, and the memory that the C library keeps or gives back."""
+"""This machine: its cores and GPUs, and the memory that the C library and torch keep or give back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import os
+
+gpu_shared = False  # this process's GPU with other workers of an executor, which has then set it
 
 
 def cores() -> int:
@@ -33,10 +35,23 @@ def give_freed_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_gpu_memory_back() -> None:
-    """Has torch give back what it keeps of GPUs after a training, which other processes, and vLLM, find missing."""
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether torch found no memory, a GPU's or this machine's."""
     import torch
 
-    if torch.cuda.is_available():
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def give_gpu_memory_back() -> None:
+    """Has torch give back what it keeps of GPUs after a training, which other processes, and vLLM, find missing.
+
+    Nothing where this process has not used one: to ask whether there are any would be to use the driver, and what is
+    forked after that cannot.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()

@@ -8,10 +8,8 @@ OUT/results.json   the rows of all seeds
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
-import time
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +30,31 @@ def recipe_path(name: str) -> Path:
 
 
 def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
-    """A run for every seed, as many at a time as there are cores, and OUT/results.json. Resumes."""
+    """A run for every seed, as many at a time as there are GPUs, or else cores, and OUT/results.json. Resumes.
+
+    Raises UserError where one is killed.
+    """
+    from latent_thoughts.executors.local import gpus
+
     if not seeds:
         raise UserError("--seeds is empty: name at least one seed")
     runlog.save_recipe(recipe, out)
     context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    workers = min(len(seeds), cores())
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(events,)) as pool:
+    events, names = context.Queue(), [] if recipe.model.device == "cpu" else gpus()
+    workers = min(len(seeds), cores(), len(names) or len(seeds))
+    start = (events, context.Value("i", 0), workers, names)
+    with ProcessPoolExecutor(workers, context, _start, start) as pool:
         values = recipe.model_dump()
         jobs = [pool.submit(_run_seed, values, out / f"seed_{seed}", seed) for seed in seeds]
         _show(jobs, events)
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a seed's process was killed (for want of memory?): what is finished is kept; run again to go on, with "
+                "fewer seeds at a time if it was memory"
+            ) from None
     _merge(out, seeds)
 
 
@@ -75,17 +85,14 @@ def _run_seed(values: dict[str, Any], folder: Path, seed: int) -> None:
 _events: Any = None  # a worker's way to its parent
 
 
-def _start(events: Any) -> None:
+def _start(events: Any, numbers: Any, workers: int, names: list[str]) -> None:
     """Sets a worker up. One whose parent was killed must not go on writing to the run folder."""
+    from latent_thoughts.executors.local import die_with_parent, take_gpus
+
     global _events
-    _events, parent = events, os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    _events = events
+    take_gpus(numbers, workers, names)
+    die_with_parent()
 
 
 def _merge(out: Path, seeds: list[int]) -> None:

@@ -24,6 +24,7 @@ MAY_MEET = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.i
             aten.index_put_.default, aten._index_put_impl_.default}  # fmt: skip
 CUDA = {
     "is_available": lambda: True,
+    "is_initialized": lambda: True,
     "device_count": lambda: 1,
     "get_device_name": lambda *_: "a pretended GPU",
     "get_device_capability": lambda *_: (8, 0),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -19,12 +22,13 @@ from latent_thoughts.data.packing import Batches
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.engines.base import How, SampleRequest, Sampling, ScoreRequest, Scoring, ask
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.engines.vllm_engine import imported
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective
-from latent_thoughts.types import Chunk, ThoughtDocument
+from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 from tests.pretended_gpu import KERNELS, Pretended, pretended_gpu
 
@@ -169,3 +173,28 @@ def test_an_e_step_finds_the_memory_of_the_training_before_it(small: dict[str, A
         with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(alive())):
             Loop(run, "em", run.recipe.sample, tmp_path).sample(1)
     assert given_back == [0]
+
+
+def test_a_training_without_memory_names_what_to_set(small: dict[str, Any], tmp_path: Path) -> None:
+    small["train"]["rows"] = 6
+    run = Run(resolve(small), tmp_path)
+    run.prepare()
+    run.synthesize()
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+    told = pytest.raises(UserError, match=r"train\.micro_rows \(now 6\) or set train\.checkpoint_activations")
+    with patch.object(Trainer, "_backward", side_effect=error), told:
+        run.train_warm_start()
+
+
+def test_vllm_finds_the_memory_of_what_came_before_it_and_spawns_its_processes() -> None:
+    """Engines and teachers: a fork of a process that has asked for GPUs could use none."""
+    given_back: list[None] = []
+    with pretended_gpu(), patch.dict(os.environ), patch.dict(sys.modules, {"vllm": ModuleType("vllm")}):
+        os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
+        with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(None)):
+            imported("engine.kind: vllm")
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # as the user wants it
+        imported("engine.kind: vllm")
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    assert given_back == [None]

@@ -7,24 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from latent_thoughts import machine
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.transfer import local
+from latent_thoughts.types import UserError
 
 
 @contextlib.contextmanager
 def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> Iterator[Engine]:
     """`longest` is the longest sequence that will be asked for; by default that of the run's own chunks. Raises
     UserError where the engine is not installed, or the model does not suit it."""
-    if recipe.engine.kind == "torch" or recipe.engine.scorer == "torch":
-        scorer = TorchEngine(models.load(folder, recipe.model), recipe.engine)
-        if recipe.engine.kind == "torch":
-            yield scorer
-            return
-    else:
-        scorer = None
+    if recipe.engine.kind == "torch":
+        yield _torch(recipe, folder)
+        return
+    _refuse_too_few_gpus(recipe.engine.vllm_parallel)
+    scorer = _torch(recipe, folder) if recipe.engine.scorer == "torch" else None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
@@ -37,3 +39,27 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
         limits |= {"tensor_parallel_size": recipe.engine.vllm_parallel, "distributed_executor_backend": "mp"}
     with contextlib.closing(VllmEngine(local(folder), recipe.model.dtype, longest, scorer, **limits)) as engine:
         yield engine
+
+
+@contextlib.contextmanager
+def loaded_scorer(recipe: Recipe, folder: Path) -> Iterator[Engine]:
+    """For a model that only scores, at temperature 1: vLLM is not started where the torch engine does that."""
+    if "torch" in (recipe.engine.kind, recipe.engine.scorer):
+        yield _torch(recipe, folder)
+        return
+    with loaded_engine(recipe, folder) as engine:
+        yield engine
+
+
+def _torch(recipe: Recipe, folder: Path) -> TorchEngine:
+    return TorchEngine(models.load(folder, recipe.model), recipe.engine)
+
+
+def _refuse_too_few_gpus(parallel: int) -> None:
+    """vLLM takes a share of a GPU's memory for itself, and dies where another process has taken it."""
+    found = torch.cuda.device_count()
+    if found and (found < parallel or machine.gpu_shared):
+        raise UserError(
+            f"vllm wants GPUs of its own for every worker (engine.vllm_parallel: {parallel}), and there are too few: "
+            "lower executor.workers or engine.vllm_parallel"
+        )

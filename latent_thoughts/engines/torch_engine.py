@@ -18,7 +18,7 @@ from latent_thoughts.engines.base import Job
 from latent_thoughts.engines.passes import Passes
 from latent_thoughts.engines.schedule import Schedule
 from latent_thoughts.engines.work import Work
-from latent_thoughts.machine import give_freed_memory_back
+from latent_thoughts.machine import give_freed_memory_back, out_of_memory
 from latent_thoughts.types import UserError
 
 TIDY = 10.0  # seconds
@@ -46,7 +46,7 @@ class TorchEngine:
                     yield work.index, work.result
                     self._tidy()
             except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                if not out_of_memory(error):
                     raise
                 self._halve(error)
             todo = [w for w in todo if not w.told]

@@ -25,12 +25,19 @@ from latent_thoughts.engines.base import (
     Scoring,
     ask,
 )
+from latent_thoughts.machine import give_gpu_memory_back
 from latent_thoughts.types import Draw, UserError
 
 
 def imported(what: str) -> Any:
-    """The `vllm` package. Raises UserError where it is not installed."""
+    """The `vllm` package, which finds the GPUs' memory free. Raises UserError where it is not installed.
+
+    Its processes are spawned: by default it forks them unless torch has used a GPU, and does not see that torch has
+    asked whether there is one, after which a fork cannot use it.
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    give_gpu_memory_back()
     try:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError:

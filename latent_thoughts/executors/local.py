@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from latent_thoughts import machine
 from latent_thoughts.config import Recipe
 from latent_thoughts.executors.work import Opened, Result, Told, Work
 from latent_thoughts.machine import cores
@@ -36,7 +37,7 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
     context = multiprocessing.get_context("forkserver")  # it imports once what every worker of every stage needs
     context.set_forkserver_preload([type(work).__module__])
     numbers, threads = context.Value("i", 0), recipe.threads or max(1, cores() // workers)
-    start = (work, threads, numbers, gpus())
+    start = (work, threads, numbers, workers, gpus())
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         try:
             pending = {pool.submit(_do, unit) for unit in islice(waiting, 2 * workers)}
@@ -63,13 +64,10 @@ def gpus() -> list[str]:
 _opened: Any = None  # this process's work
 
 
-def _start(work: Work, threads: int, numbers: Any, names: list[str]) -> None:
-    """Sets a worker process up: with a GPU of its own as far as there are any, and with the end of its driver."""
+def _start(work: Work, threads: int, numbers: Any, workers: int, names: list[str]) -> None:
+    """Sets a worker process up: with GPUs of its own as far as there are any, and with the end of its driver."""
     global _opened
-    with numbers.get_lock():
-        number, numbers.value = numbers.value, numbers.value + 1
-    if names:
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
+    take_gpus(numbers, workers, names)
     die_with_parent()
     _opened = Opened(work, threads)
     Finalize(None, _opened.close, exitpriority=10)
@@ -77,6 +75,17 @@ def _start(work: Work, threads: int, numbers: Any, names: list[str]) -> None:
 
 def _do(unit: str) -> Result:
     return _opened(unit)
+
+
+def take_gpus(numbers: Any, workers: int, names: list[str]) -> None:
+    """This process's part of the GPUs, before torch looks for any: neighbours, or one with others where there are
+    fewer than `workers`. `numbers` is the workers' count of those that have taken theirs."""
+    with numbers.get_lock():
+        number, numbers.value = numbers.value, numbers.value + 1
+    if names:
+        count, machine.gpu_shared = len(names), workers > len(names)
+        own = slice(number * count // workers, (number + 1) * count // workers)
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count] if machine.gpu_shared else ",".join(names[own])
 
 
 def die_with_parent() -> None:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from latent_thoughts import parallel, runlog
 from latent_thoughts.config import Recipe
 from latent_thoughts.executors.work import Opened, Result, Work
+from latent_thoughts.machine import out_of_memory
 from latent_thoughts.model import set_up_torch
 from latent_thoughts.types import UserError
 
@@ -143,6 +144,7 @@ def together(recipe: Recipe, function: Callable[..., T], arguments: tuple[Any, .
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.util.queue import Queue
 
+    config = recipe.executor
     events, threads, here = Queue(actor_options={"num_cpus": 0}), _threads(recipe), str(Path.cwd())
 
     def each(_: Any = None) -> tuple[Any, str | None]:
@@ -152,9 +154,10 @@ def together(recipe: Recipe, function: Callable[..., T], arguments: tuple[Any, .
             try:
                 return function(*arguments), None
             except UserError as error:
+                if config.train_workers > 1 and out_of_memory(error.__cause__):
+                    raise  # one process may meet it alone, and the others would wait for it
                 return None, str(error)
 
-    config = recipe.executor
     resources = {"CPU": config.cpus, **({"GPU": config.gpus} if config.gpus else {})}
     scaling = ScalingConfig(num_workers=config.train_workers, use_gpu=config.gpus > 0, resources_per_worker=resources)
     # our checkpoints are ours: Ray keeps nothing, but wants a place for it

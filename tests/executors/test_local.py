@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_thoughts import executors
+from latent_thoughts import executors, machine
 from latent_thoughts.config import Recipe, resolve
 from latent_thoughts.executors import Result
+from latent_thoughts.executors.local import take_gpus
 from latent_thoughts.store import Stage, read_manifest, read_rows
 from latent_thoughts.types import UserError
 from tests.executors.faulty import SCHEMA, Simple, notes
@@ -95,8 +97,8 @@ def test_where_a_stage_runs_is_in_no_key(tmp_path: Path, small: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     ("visible", "count", "names"),
-    [(None, 2, {"0", "1"}), ("3, 5", 2, {"3", "5"}), ("GPU-a,GPU-b,GPU-c", 3, {"GPU-a", "GPU-b"}), ("2", 1, {"2"}),
-     (None, 0, {"none"})],
+    [(None, 2, {"0", "1"}), ("3, 5", 2, {"3", "5"}), ("GPU-a,GPU-b,GPU-c", 3, {"GPU-a", "GPU-b,GPU-c"}),
+     (None, 4, {"0,1", "2,3"}), ("2", 1, {"2"}), (None, 0, {"none"})],
 )  # fmt: skip
 def test_workers_share_the_gpus_that_their_driver_may_use(
     visible: str | None, count: int, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,3 +109,11 @@ def test_workers_share_the_gpus_that_their_driver_may_use(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     list(executors.run(recipe(2), work(tmp_path), UNITS, lambda *_: None))
     assert {gpu for gpu, _ in notes(tmp_path / "log.open")} == names
+
+
+@pytest.mark.parametrize(("workers", "shared"), [(2, False), (3, True)])
+def test_a_worker_knows_whether_its_gpu_is_its_own(workers: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(machine, "gpu_shared", False)
+    take_gpus(multiprocessing.Value("i", 0), workers, ["0", "1"])
+    assert machine.gpu_shared == shared

@@ -22,6 +22,7 @@ from latent_thoughts.config import Train
 from latent_thoughts.data import format
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
+from latent_thoughts.machine import out_of_memory
 from latent_thoughts.model import matmul_peak
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.runlog import Metrics, track
@@ -198,7 +199,8 @@ def _counts(micros: list[PackedRow]) -> torch.Tensor:
 def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None:
     """Trains until the budget is spent, with metrics and checkpoints in `folder`.
 
-    Raises Interrupted on SIGTERM, after a checkpoint, and Diverged after saving the batch.
+    Raises Interrupted on SIGTERM, after a checkpoint, Diverged after saving the batch, and UserError where memory does
+    not suffice.
     """
     config, counters, ranks = trainer.config, trainer.counters, trainer.ranks
     speed, batches = Speed(trainer), loader.load(trainer.batches, ranks)
@@ -213,11 +215,7 @@ def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None
             if config.schedule == "wsd" and progress >= 1 - config.decay_share:
                 trainer.save(folder / "stable")
             rate = learning_rate(config, counters.step, progress)
-            try:
-                figures = trainer.step(next(batches), rate)
-            except Diverged as error:
-                _save_batch(error, trainer, folder)
-                raise
+            figures = _step(trainer, next(batches), rate, folder)
             speed.count(counters)
             now = min(total, counters.progress(config.budget) * total)
             advance(now - done, loss=figures["loss"], **speed.shown())
@@ -234,6 +232,23 @@ def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None
             trainer.save(folder / "stable")
         if held_out is not None and counters.step % config.checkpoint_steps:
             _checkpoint(trainer, folder, held_out, metrics)
+
+
+def _step(trainer: Trainer, batch: loader.Batch, rate: float, folder: Path) -> dict[str, float]:
+    """A step's figures, or what a user should know of one that failed."""
+    try:
+        return trainer.step(batch, rate)
+    except Diverged as error:
+        _save_batch(error, trainer, folder)
+        raise
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        rows = trainer.config.micro_rows or trainer.config.rows // trainer.ranks.size
+        raise UserError(
+            f"not enough memory for a training step: lower train.micro_rows (now {rows}) or set "
+            "train.checkpoint_activations=true"
+        ) from error
 
 
 def _checkpoint(trainer: Trainer, folder: Path, held_out: Corpus | None, metrics: Metrics) -> None:

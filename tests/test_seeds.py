@@ -1,0 +1,55 @@
+"""Seeds side by side: a GPU each where there are any, and the loss of one as one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latent_thoughts import seeds
+from latent_thoughts.config import Recipe, resolve
+from latent_thoughts.store import write_json
+from latent_thoughts.types import UserError
+
+NAMES = [3, 4, 5, 6]
+
+
+def noted(values: dict[str, Any], folder: Path, seed: int) -> None:
+    """Instead of a run: which GPUs it may use, and in which process."""
+    row = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid()}
+    write_json(folder / "results.json", {"run": {}, "rows": [row]})
+
+
+def killed(values: dict[str, Any], folder: Path, seed: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(seeds, "cores", lambda: 2)
+    return resolve({})
+
+
+@pytest.mark.parametrize(
+    ("count", "shares"), [(0, {None}), (1, {"0"}), (2, {"0", "1"}), (4, {"0,1", "2,3"})]
+)  # fmt: skip
+def test_every_seed_has_gpus_of_its_own(
+    count: int, shares: set[str | None], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(seeds, "_run_seed", noted)
+    seeds.run(recipe, tmp_path, NAMES)
+    rows = seeds.read_json(tmp_path / "results.json")["rows"]
+    assert len(rows) == len(NAMES) and {row["gpus"] for row in rows} <= shares
+    assert len({row["process"] for row in rows}) <= min(2, count or 2)
+
+
+def test_a_killed_seed_is_one_line(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeds, "_run_seed", killed)
+    with pytest.raises(UserError, match="a seed's process was killed"):
+        seeds.run(recipe, tmp_path, NAMES)
