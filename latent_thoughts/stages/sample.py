@@ -22,7 +22,7 @@ from latent_thoughts.data import contamination, records
 from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.joint import Seeds, infer, tasks
-from latent_thoughts.engines.load import loaded_engine
+from latent_thoughts.engines.load import loaded_engine, loaded_scorer
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import place
 from latent_thoughts.runlog import track
@@ -113,9 +113,13 @@ class Shards:
     def set_up(self, stack: contextlib.ExitStack) -> Do:
         tokenizer, controls = models.load_tokenizer(self.model / "model")
         worker = Worker(self.config, self.seeds, controls, Codec(tokenizer), self.temperature)
-        engine = stack.enter_context(loaded_engine(self.recipe, self.model / "model"))
-        if self.config.raw_model:
-            worker.raw = stack.enter_context(loaded_engine(self.recipe, place(self.config.raw_model) / "model"))
+        recipe, raw = self.recipe, self.config.raw_model
+        if raw and (recipe.engine.kind, recipe.engine.scorer) == ("vllm", "vllm"):  # two, in one GPU's memory
+            half = recipe.engine.model_copy(update={"vllm_memory": recipe.engine.vllm_memory / 2})
+            recipe = recipe.model_copy(update={"engine": half})
+        engine = stack.enter_context(loaded_engine(recipe, self.model / "model"))
+        if raw:
+            worker.raw = stack.enter_context(loaded_scorer(recipe, place(raw) / "model"))
         worker.overlap = contamination.load(self.recipe.contamination)
         worker.remove = self.recipe.contamination.remove
         manifest = read_manifest(self.prepared)
