@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -55,6 +56,22 @@ class FineTune(Section):
     seeds: Positive = 5
     train: dict[str, Any] = {}
     ask: dict[str, Any] = {}  # overrides of how the task is asked afterwards
+
+
+# How a fine-tuned model is asked, unless `ask` says otherwise: as trained, without examples, sampled as in the paper.
+TUNED = {"shots": 0, "bos": True, "samples": 4, "temperature": 0.6, "top_p": 0.9}
+ALIKE = {"name", "form", "data", "limit", "pass_at", "budgets"}  # told elsewhere, or no question is answered otherwise
+
+
+def how(asked: Mapping[str, Any]) -> str:
+    """How a task was asked, of its results: its form, and every setting that is not as usual. What differs in it was
+    asked differently, and is neither averaged nor put on one line."""
+    tuned, told = asked.get("fine_tuned"), {"chat_template": "chat", "multiturn": "one message"}
+    usual = {name: field.default for name, field in Benchmark.model_fields.items() if name not in ALIKE}
+    usual |= TUNED if tuned else {}
+    others = {n: asked[n] for n, value in usual.items() if asked.get(n, value) != value}
+    words = [told.get(name, f"{name.replace('_', ' ')} {value}") for name, value in others.items()]
+    return ", ".join([asked["form"], *words, *(["fine-tuned"] if tuned else [])])
 
 
 class Evaluate(Section):

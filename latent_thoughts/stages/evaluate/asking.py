@@ -214,9 +214,8 @@ def _extracted(subject: tasks.Subject, record: dict[str, Any]) -> str:
 
 def described(benchmark: Benchmark, seeds: list[int]) -> dict[str, Any]:
     """What was asked, in results and comparisons."""
-    named = {"name", "form", "shots", "fewshot", "samples", "temperature", "top_p", "max_tokens", "limit"}
-    named |= {"chat_template", "multiturn"} if benchmark.chat_template else {"chat_template"}
-    return {**benchmark.model_dump(include=named), "seeds": seeds, "contamination": None}
+    left_out = {"data", "pass_at", "budgets"} | (set() if benchmark.chat_template else {"multiturn"})
+    return {**benchmark.model_dump(exclude=left_out), "seeds": seeds, "contamination": None}
 
 
 def figures(

@@ -1,8 +1,7 @@
 """Which of several evaluated models is better, and which differences are real.
 
-A model is named by a folder in which something was evaluated: a run's iteration, a folder of tasks, or one task.
-Models are compared pairwise on the same questions, and on the same chunks of held-out text; p-values are adjusted
-for how many comparisons are made.
+A model is named by a folder in which it was evaluated: a run's iteration, a folder of tasks, or one task. Models are
+compared pairwise on the same questions; p-values are adjusted for how many comparisons are made.
 
 A chunk for which a model finished no thought has no bound (-inf: it would cost infinitely many bits). Text is compared
 over the chunks that both models have a bound for; how many were left out, and by whose fault, stands beside the
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_thoughts.config.evaluate import how
 from latent_thoughts.places import below
 from latent_thoughts.stages.evaluate import statistics
 from latent_thoughts.stages.evaluate.likelihood import NATS_PER_BIT
@@ -28,7 +28,7 @@ from latent_thoughts.store import read_json, read_table
 from latent_thoughts.types import UserError
 
 LIKELIHOOD = "held-out text, bits per byte"
-Key = tuple[str, str]  # task, and the form it was asked in
+Key = tuple[str, str]  # task, and how it was asked
 
 
 @dataclass(slots=True)
@@ -66,47 +66,69 @@ class Comparison:
 
 
 def load(folder: Path) -> Model:
-    """Raises UserError where nothing was evaluated in the folder."""
+    """Raises UserError where nothing was evaluated in the folder, or more than one model was."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist")
-    model, seeds = Model(str(folder)), dict[Key, list[Any]]()
-    for samples in [path for path in below(folder) if path.name == "samples.parquet"]:
-        if (samples.parent / "manifest.json").exists():
-            tuned = "fine_tune" in samples.parts[len(folder.parent.parts) :]
-            _add(model, seeds, read_json(samples.parent / "results.json"), samples, tuned)
-    for key, found in seeds.items():
+    stages = _evaluated(folder)
+    if not stages:
+        raise UserError(f"{folder} holds no evaluation: run latent-thoughts evaluate first")
+    models = sorted({str(_model_of(stage)) for stage in stages})
+    if len(models) > 1:
+        raise UserError(f"{folder} holds {len(models)} models, name one: {', '.join(models[:5])}")
+    model, seeds = Model(str(folder)), dict[Key, dict[Path, dict[str, float]]]()
+    for stage in stages:
+        if (stage / "samples.parquet").exists():
+            _add(seeds, stage)
+        for shard in sorted(stage.glob("likelihood-*.parquet")):
+            for row in read_table(shard).to_pylist():
+                cost = -max(dict(row["bounds"]).items())[1] / NATS_PER_BIT
+                model.chunks[row["doc_id"], row["chunk_index"]] = (cost, row["bytes"])
+    for key, of_seeds in seeds.items():
+        found = list(of_seeds.values())
+        if any(grades.keys() != found[0].keys() for grades in found):
+            raise UserError(f"{folder}: the seeds of {', '.join(key)} were asked different questions")
         model.grades[key] = {q: float(np.mean([g[q] for g in found])) for q in found[0]}
         names = list(found[0])
         model.figures[key] = statistics.over_seeds(np.array([[g[q] for q in names] for g in found]))
-    stage = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
-    for shard in sorted(stage.glob("likelihood-*.parquet")):
-        for row in read_table(shard).to_pylist():
-            cost = -max(dict(row["bounds"]).items())[1] / NATS_PER_BIT
-            model.chunks[row["doc_id"], row["chunk_index"]] = (cost, row["bytes"])
-    if not model.grades and not model.chunks:
-        raise UserError(f"{folder} holds no evaluation: run latent-thoughts evaluate first")
     return model
 
 
-def form_of(results: dict[str, Any]) -> str:
-    """How a task was asked, in a word or two."""
-    told = {"chat": results.get("chat_template"), "fine-tuned": results.get("fine_tuned")}
-    return ", ".join([results["form"], *(name for name, is_so in told.items() if is_so)])
+def _evaluated(folder: Path) -> list[Path]:
+    """The stages in a folder that asked a task or scored held-out text; not those set aside (NAME.KEY)."""
+    found = dict[Path, None]()
+    for path in below(folder):
+        stage = path.parent
+        asked = path.name == "samples.parquet" and (stage / "manifest.json").exists()
+        scored = path.name.startswith("likelihood-") and path.suffix == ".parquet"
+        if (asked or scored) and (stage == folder or "." not in stage.name):
+            found[stage] = None
+    return list(found)
 
 
-def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
-    """Grades of one task's folder: means over a question's samples, by budget."""
+def _model_of(stage: Path) -> Path:
+    """The folder of the model that a stage evaluated; of fine-tuned ones, which are seeds of one model, their
+    parent's."""
+    above = stage.parent.parent if stage.parent.name == "tasks" else stage.parent
+    return above.parent.parent if _tuned(stage) else above
+
+
+def _tuned(stage: Path) -> bool:
+    """Whether a task was asked of a fine-tuned model: FOLDER/fine_tune/seed_N/tasks/TASK."""
+    return stage.parent.name == "tasks" and stage.parent.parent.parent.name == "fine_tune"
+
+
+def _add(seeds: dict[Key, dict[Path, dict[str, float]]], stage: Path) -> None:
+    """Grades of one task's folder: means over a question's samples, by task and budget. What differs in its `budgets`
+    or `pass_at` alone was answered alike, and counts once."""
+    results, tuned = read_json(stage / "results.json"), _tuned(stage)
+    asked = how(results | ({"fine_tuned": True, "seed": None} if tuned else {}))  # its samples have a seed of their own
     found: dict[Key, dict[str, list[float]]] = {}
-    for row in read_table(samples, ["question_id", "budget", "grade"]).to_pylist():
-        form = form_of({**results, "fine_tuned": tuned}) + ("" if row["budget"] is None else f" ≤ {row['budget']}")
-        key = (results["name"], form)
+    for row in read_table(stage / "samples.parquet", ["question_id", "budget", "grade"]).to_pylist():
+        key = (results["name"], asked + ("" if row["budget"] is None else f" ≤ {row['budget']}"))
         found.setdefault(key, {}).setdefault(row["question_id"], []).append(row["grade"])
     for key, grades in found.items():
         means = {question: float(np.mean(values)) for question, values in grades.items()}
-        known = seeds.setdefault(key, [])
-        if known and known[0].keys() != means.keys():
-            raise UserError(f"{model.name}: the seeds of {' '.join(key)} were asked different questions")
-        known.append(means)
+        seeds.setdefault(key, {}).setdefault(stage.parent, means)
 
 
 def compare(models: Sequence[Model]) -> list[Comparison]:

@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from latent_thoughts.stages.evaluate.compare import Comparison, Model, form_of
+from latent_thoughts.config.evaluate import how
+from latent_thoughts.stages.evaluate.compare import Comparison, Model
 from latent_thoughts.stages.evaluate.repeated import shown as repeated
 from latent_thoughts.stages.evaluate.statistics import SIGNIFICANT
 
@@ -33,7 +34,7 @@ def lines(evaluations: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
         for r in e["results"]:
             yield [
                 e["name"],
-                form_of(e),
+                how(e),
                 "" if r["budget"] is None else f"≤ {r['budget']} ({r['thought_tokens']:.0f})",
                 str(r["accuracy"]["n"]),
                 str(e["samples"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from latent_thoughts.config import Benchmark, resolve
+from latent_thoughts.config import Benchmark, FineTune, resolve
 from latent_thoughts.data import records
 from latent_thoughts.em import Run
 from latent_thoughts.stages.evaluate import asking, fine_tuning, likelihood
@@ -21,7 +23,7 @@ from latent_thoughts.types import UserError
 from tests.stages.evaluate import benchmarks
 
 
-def evaluated(folder: Path, right: list[float], asked: Benchmark | None = None, prefix: str = "gsm8k") -> Path:
+def evaluated(folder: Path, right: Sequence[float], asked: Benchmark | None = None, prefix: str = "gsm8k") -> Path:
     """A folder as `ask_task` leaves it, with these grades."""
     asked = asked or Benchmark(name="gsm8k", form="cot")
     rows = [
@@ -55,6 +57,41 @@ def test_models_that_were_asked_in_different_forms_are_compared_on_their_questio
     b = evaluated(tmp_path / "b", [0.0] * 30 + [0.0] * 5, Benchmark(name="gsm8k", form="direct"))
     (found,) = compare([load(a), load(b)])
     assert found.task == "gsm8k, cot and direct" and found.better == str(a)
+
+
+def test_what_was_asked_otherwise_is_no_seed(tmp_path: Path) -> None:
+    """Only models that were fine-tuned with several seeds are averaged."""
+    ways: list[tuple[dict[str, Any], list[float]]] = [
+        ({"shots": 8}, [1.0] * 4),
+        ({"shots": 0}, [0.0] * 4),
+        ({"temperature": 0.6, "seed": 1}, [1.0, 0.0, 0.0, 0.0]),
+        ({"temperature": 0.6, "seed": 2}, [1.0, 1.0, 0.0, 0.0]),
+        ({"temperature": 0.6, "seed": 2, "pass_at": [1]}, [1.0, 1.0, 0.0, 0.0]),
+    ]
+    for settings, right in ways:
+        evaluated(tmp_path / "iter_00", right, Benchmark(name="gsm8k", form="cot", **settings))
+    for seed, right in enumerate(([1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0])):
+        asked = fine_tuning.asked(FineTune(form="cot", ask={"samples": 1}))
+        evaluated(tmp_path / "iter_00" / "fine_tune" / f"seed_{seed}", right, asked)
+    found = load(tmp_path / "iter_00").figures
+    assert {form: (f["value"], f["seeds"]) for (_, form), f in found.items()} == {
+        "cot, shots 8": (1, 1),
+        "cot, shots 0": (0, 1),
+        "cot, temperature 0.6, seed 1": (0.25, 1),
+        "cot, temperature 0.6, seed 2": (0.5, 1),
+        "cot, samples 1, fine-tuned": (0.625, 2),
+    }
+
+
+def test_a_folder_of_several_models_is_refused(tmp_path: Path) -> None:
+    """Iterations are no seeds; what was set aside for other settings is no model."""
+    for name in ("iter_00", "iter_01"):
+        evaluated(tmp_path / name, [1.0])
+    with pytest.raises(UserError, match=r"holds 2 models, name one: .*/iter_00, .*/iter_01$"):
+        load(tmp_path)
+    old = tmp_path / "iter_01" / "tasks" / "gsm8k-cot"
+    shutil.copytree(old, old.with_name("gsm8k-cot.0123456789ab"))
+    assert load(tmp_path / "iter_01").grades == load(old).grades
 
 
 def test_mistakes_of_comparing(tmp_path: Path) -> None:
