@@ -105,7 +105,7 @@ def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> l
     rows = []
     for c in found:
         d, unit = c.difference, 1 if c.lower else 100
-        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})" if d.n else "nothing to compare"
+        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})"
         better = "no difference shown" if c.better is None else f"{letters[c.better]} is better"
         pair = f"{letters[c.first]} − {letters[c.second]}"
         rows.append([c.task, pair, str(d.n), gap, f"{d.p:.2g}", f"{c.adjusted:.2g}", better])
@@ -113,12 +113,11 @@ def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> l
     note = f"Points of accuracy, or bits per byte (lower is better), with 95 % intervals. p: {tests}; adjusted: false "
     note += f"discovery rate; a difference is called real below {SIGNIFICANT}."
     for c in found:
-        if c.left_out[2]:
-            first, second, either = c.left_out
+        if any(c.unfinished):
+            first, second = letters[c.first], letters[c.second]
             note += (
-                f"\n{letters[c.first]} − {letters[c.second]}: {either} chunks of text are left out, because no thought "
-                f"about them ended ({letters[c.first]}: {first}, {letters[c.second]}: {second}); this flatters the "
-                "model with more of them."
+                f"\n{first} − {second}: of {c.unfinished[0]} chunks no thought of {first} ended, of {c.unfinished[1]} "
+                f"none of {second}; they count with the bound of the empty thought."
             )
     heads = ("what", "models", "n", "difference", "p", "adjusted", "verdict")
     tables = [_table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []

@@ -105,11 +105,15 @@ def test_mistakes_of_comparing(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-def scored(folder: Path, costs: list[float]) -> Path:
-    """A folder with the likelihood of two chunks of 50 bytes a document, at these costs in nats."""
+def scored(
+    folder: Path, costs: Sequence[float], k: Sequence[int] = (1, 4), text: str = "", never: Sequence[int] = ()
+) -> Path:
+    """A folder with the likelihood of two chunks of 50 bytes a document, at these costs in nats by the largest K; about
+    chunks number `never` no thought ended."""
     rows = [
-        {"doc_id": f"d{n // 2}", "chunk_index": n % 2, "place": 0.0, "tokens": 9, "characters": 50, "bytes": 50,
-         "log_raw": -1.0, "log_thoughtless": -1.0, "bounds": [(1, -999.0), (4, -cost)]}
+        {"doc_id": f"d{n // 2}", "chunk_index": n % 2, "text": f"{text}{n}", "place": 0.0, "tokens": 9,
+         "characters": 50, "bytes": 50, "log_raw": -1.0, "log_thoughtless": -1.0,
+         "bounds": [(i, -cost - 9 * (max(k) - i)) for i in k], "finished": [(i, float(n not in never)) for i in k]}
         for n, cost in enumerate(costs)
     ]  # fmt: skip
     Stage(folder / "evaluate", "evaluate", "k").write("likelihood-00000.parquet", rows, likelihood.SCORES, {})
@@ -119,24 +123,44 @@ def scored(folder: Path, costs: list[float]) -> Path:
 def test_text_is_compared_by_document(tmp_path: Path) -> None:
     costs = np.random.default_rng(0).uniform(50, 100, 40)
     (found,) = compare([load(scored(tmp_path / name, [*(costs + more)])) for name, more in (("a", 0.0), ("b", 5.0))])
-    assert found.task == LIKELIHOOD and found.difference.n == 20
+    assert found.task == f"{LIKELIHOOD} (L_4)" and found.difference.n == 20
     assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
-    assert found.better == str(tmp_path / "a") and found.left_out == (0, 0, 0)
+    assert found.better == str(tmp_path / "a") and found.unfinished == (0, 0)
 
 
-def test_text_without_a_bound_is_left_out_and_counted(tmp_path: Path) -> None:
-    a, b = np.full(40, 60.0), np.full(40, 65.0)
-    a[[0, 1, 2]] = np.inf  # the first document has none of either chunk
-    b[[2, 7]] = np.inf
-    models = [load(scored(tmp_path / name, [*costs])) for name, costs in (("a", a), ("b", b))]
+def test_text_is_compared_by_the_largest_k_that_both_have(tmp_path: Path) -> None:
+    """L_4 beside L_4: not the L_16 of the one, which has more draws."""
+    a, b = scored(tmp_path / "a", [60.0] * 40, (1, 4, 16)), scored(tmp_path / "b", [60.0 + 9 * 12] * 40, (1, 4))
+    (found,) = compare([load(a), load(b)])
+    assert found.task == f"{LIKELIHOOD} (L_4)" and found.difference.value == 0 and found.better is None
+    with pytest.raises(UserError, match="have bounds of no K in common: see evaluate.bound"):
+        compare([load(a), load(scored(tmp_path / "c", [60.0] * 40, [8]))])
+
+
+def test_only_the_same_text_is_compared(tmp_path: Path) -> None:
+    """Documents of two runs may have the same numbers and other words."""
+    a, b = scored(tmp_path / "a", [60.0] * 4), scored(tmp_path / "b", [65.0] * 4, text="other ")
+    with pytest.raises(UserError, match="were scored on different held-out text"):
+        compare([load(a), load(b)])
+    (found,) = compare([load(a), load(scored(tmp_path / "more", [65.0] * 40))])
+    assert found.difference.n == 2
+    old = tmp_path / "old" / "likelihood-00000.parquet"
+    old.parent.mkdir()
+    pq.write_table(pq.read_table(a / "evaluate" / old.name).drop_columns(["text", "finished"]), old)
+    with pytest.raises(UserError, match="written by an earlier version: run latent-thoughts evaluate again"):
+        load(old.parent)
+
+
+def test_chunks_without_a_thought_that_ended_are_counted(tmp_path: Path) -> None:
+    models = [
+        load(scored(tmp_path / name, [cost] * 40, never=never))
+        for name, cost, never in (("a", 60.0, [0, 1, 2]), ("b", 65.0, [2, 7]))
+    ]
     (found,) = compare(models)
-    assert found.left_out == (3, 2, 4) and found.difference.n == 19
+    assert found.unfinished == (3, 2) and found.difference.n == 20
     assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
-    (table,) = comparison_tables(models, [found])
-    assert "A − B: 4 chunks of text are left out" in str(table.caption) and "(A: 3, B: 2)" in str(table.caption)
-    nothing = load(scored(tmp_path / "c", [np.inf] * 40))
-    (found,) = compare([models[0], nothing])
-    assert found.left_out == (3, 40, 40) and found.difference.n == 0 and found.better is None
+    table = comparison_tables(models, [found])[-1]
+    assert "A − B: of 3 chunks no thought of A ended, of 2 none of B" in str(table.caption)
 
 
 @pytest.fixture
