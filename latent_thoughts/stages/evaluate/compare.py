@@ -1,7 +1,8 @@
 """Which of several evaluated models is better, and which differences are real.
 
 A model is named by a folder in which it was evaluated: a run's iteration, a folder of tasks, or one task. Models are
-compared pairwise on the same questions; p-values are adjusted for how many comparisons are made.
+compared pairwise on the same questions, of tasks and of held-out documents; p-values are adjusted for how many
+comparisons are made. Where both models have several training seeds, a difference must stand out among seeds.
 
 Text is compared by the bound of the largest K that both have, over the chunks that both were scored on. Where no
 thought about a chunk ended, its bound is that of the empty thought: how many such chunks there are, and whose, stands
@@ -42,11 +43,11 @@ class Cost:
 
 @dataclass(slots=True)
 class Model:
-    """What was found in a folder: mean grades by question, by task and form, and the cost of text by chunk (document,
-    index, hash of the text)."""
+    """What was found in a folder: grades by question, a mean for every training seed, by task and form; and the cost of
+    text by chunk (document, index, hash of the text)."""
 
     name: str
-    grades: dict[Key, dict[str, float]] = field(default_factory=dict)
+    grades: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     figures: dict[Key, dict[str, Any]] = field(default_factory=dict)
     chunks: dict[tuple[str, int, str], Cost] = field(default_factory=dict)
 
@@ -88,15 +89,16 @@ def load(folder: Path) -> Model:
     for stage in stages:
         if (stage / "samples.parquet").exists():
             _add(seeds, stage)
+        if (stage / "answers.parquet").exists():
+            _add_answers(seeds, stage)
         for shard in sorted(stage.glob("likelihood-*.parquet")):
             model.chunks |= _costs(shard)
     for key, of_seeds in seeds.items():
         found = list(of_seeds.values())
         if any(grades.keys() != found[0].keys() for grades in found):
             raise UserError(f"{folder}: the seeds of {', '.join(key)} were asked different questions")
-        model.grades[key] = {q: float(np.mean([g[q] for g in found])) for q in found[0]}
-        names = list(found[0])
-        model.figures[key] = statistics.over_seeds(np.array([[g[q] for q in names] for g in found]))
+        model.grades[key] = {question: [grades[question] for grades in found] for question in found[0]}
+        model.figures[key] = statistics.over_seeds(_table(model.grades[key], list(found[0])))
     return model
 
 
@@ -150,6 +152,19 @@ def _add(seeds: dict[Key, dict[Path, dict[str, float]]], stage: Path) -> None:
         seeds.setdefault(key, {}).setdefault(stage.parent, means)
 
 
+def _add_answers(seeds: dict[Key, dict[Path, dict[str, float]]], stage: Path) -> None:
+    """Grades of the answers on held-out documents, where the recipe asked for them."""
+    rows = read_table(stage / "answers.parquet", ["doc_id", "question", "gold", "right"]).to_pylist()
+    if rows:
+        means = {f"{row['doc_id']}\n{row['question']}\n{row['gold']}": float(row["right"]) for row in rows}
+        seeds.setdefault(ANSWERS, {})[stage.parent] = means
+
+
+def _table(grades: dict[str, list[float]], questions: Sequence[str]) -> np.ndarray:
+    """(seeds, questions)"""
+    return np.array([grades[question] for question in questions]).T
+
+
 def compare(models: Sequence[Model]) -> list[Comparison]:
     """All pairs of models, in every task that both were asked: in the forms that both know, else in every pair of
     forms; and in text. Raises UserError where two were asked or scored on nothing in common, or are the same."""
@@ -164,8 +179,7 @@ def compare(models: Sequence[Model]) -> list[Comparison]:
                 if not (shared := sorted(first.keys() & second.keys())):
                     raise UserError(f"{a.name} and {b.name} were asked different questions of {task}")
                 what = f"{task}, {one}" if one == other else f"{task}, {one} and {other}"
-                gap = statistics.paired([first[q] for q in shared], [second[q] for q in shared])
-                found[what, a.name, b.name] = gap
+                found[what, a.name, b.name] = _difference(_table(first, shared), _table(second, shared))
         if a.chunks and b.chunks:
             k, gap, ended = _of_text(a, b)
             at = (f"{LIKELIHOOD} (L_{k})", a.name, b.name)
@@ -174,6 +188,13 @@ def compare(models: Sequence[Model]) -> list[Comparison]:
     return [
         Comparison(*at, gap, adjusted[at], at in unfinished, unfinished.get(at, (0, 0))) for at, gap in found.items()
     ]
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Of grades (seeds, questions)."""
+    if min(len(first), len(second)) > 1:
+        return statistics.over_training(first, second)
+    return statistics.paired(first.mean(0), second.mean(0))
 
 
 def _of_text(a: Model, b: Model) -> tuple[int, Difference, tuple[int, int]]:

@@ -95,13 +95,12 @@ def places_table(counts: dict[str, Any]) -> Table:
 
 
 def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> list[Table]:
-    """Every model's figures, and every pair's difference with its verdict. Models go by letters."""
+    """Every model with its figures, and every pair's difference with its verdict. Models go by letters."""
     letters = {m.name: chr(ord("A") + n) for n, m in enumerate(models)}
-    figures = [
-        [letters[m.name], m.name, *key, str(f["n"]), str(f["seeds"]), share(f)]
-        for m in models
-        for key, f in m.figures.items()
-    ]
+    figures = []
+    for m in models:
+        of_model = [[*key, str(f["n"]), str(f["seeds"]), share(f)] for key, f in m.figures.items()]
+        figures += [[letters[m.name], m.name, *cells] for cells in of_model or [[""] * 5]]
     rows = []
     for c in found:
         d, unit = c.difference, 1 if c.lower else 100
@@ -111,7 +110,8 @@ def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> l
         rows.append([c.task, pair, str(d.n), gap, f"{d.p:.2g}", f"{c.adjusted:.2g}", better])
     tests = ", ".join(dict.fromkeys(c.difference.test for c in found))
     note = f"Points of accuracy, or bits per byte (lower is better), with 95 % intervals. p: {tests}; adjusted: false "
-    note += f"discovery rate; a difference is called real below {SIGNIFICANT}."
+    note += f"discovery rate; a difference is called real below {SIGNIFICANT}. Unless p is Welch's, training seeds are "
+    note += "held fixed: it tells of other questions and texts, not of models that are trained anew."
     for c in found:
         if any(c.unfinished):
             first, second = letters[c.first], letters[c.second]
@@ -120,8 +120,8 @@ def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> l
                 f"none of {second}; they count with the bound of the empty thought."
             )
     heads = ("what", "models", "n", "difference", "p", "adjusted", "verdict")
-    tables = [_table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []
-    return [*tables, _table("Differences", heads, rows, note)]
+    shown = _table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")
+    return [shown, _table("Differences", heads, rows, note)]
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> Table:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from latent_thoughts.config import Benchmark, FineTune, resolve
 from latent_thoughts.data import records
 from latent_thoughts.em import Run
-from latent_thoughts.stages.evaluate import asking, fine_tuning, likelihood
-from latent_thoughts.stages.evaluate.compare import LIKELIHOOD, compare, load
+from latent_thoughts.stages.evaluate import asking, fine_tuning, held_out, likelihood
+from latent_thoughts.stages.evaluate.compare import ANSWERS, LIKELIHOOD, compare, load
 from latent_thoughts.stages.evaluate.shown import comparison_tables
 from latent_thoughts.store import Stage
 from latent_thoughts.types import UserError
@@ -161,6 +162,56 @@ def test_chunks_without_a_thought_that_ended_are_counted(tmp_path: Path) -> None
     assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
     table = comparison_tables(models, [found])[-1]
     assert "A − B: of 3 chunks no thought of A ended, of 2 none of B" in str(table.caption)
+
+
+def answered(folder: Path, right: Sequence[bool], gold: str = "den") -> Path:
+    rows = [{"doc_id": f"d{n}", "question": "where?", "gold": gold, "right": is_so} for n, is_so in enumerate(right)]
+    Stage(folder / "evaluate", "evaluate", "k").write("answers.parquet", rows, held_out.ANSWERS, {})
+    return scored(folder, [60.0] * 4)
+
+
+def test_answers_on_held_out_documents_are_compared(tmp_path: Path) -> None:
+    """Question by question, beside the text; and both tables name the models."""
+    folders = [answered(tmp_path / n, r) for n, r in (("a", [True] * 12 + [False]), ("b", [False] * 12 + [True]))]
+    models = [load(folder) for folder in folders]
+    found = {c.task: c for c in compare(models)}
+    assert found.keys() == {"held-out documents, answers", f"{LIKELIHOOD} (L_4)"}
+    answers = found["held-out documents, answers"].difference
+    assert answers.test.startswith("McNemar") and (answers.n, answers.p) == (13, pytest.approx(0.00342, abs=1e-5))
+    assert models[0].figures[ANSWERS]["value"] == 12 / 13
+    with pytest.raises(UserError, match="were asked different questions of held-out documents"):
+        compare([models[0], load(answered(tmp_path / "c", [True], "attic"))])
+
+
+def test_models_of_text_alone_are_named(tmp_path: Path) -> None:
+    models = [load(scored(tmp_path / name, [60.0] * 4)) for name in ("a", "b")]
+    shown, _ = comparison_tables(models, compare(models))
+    assert [[*column.cells] for column in shown.columns][:2] == [["A", "B"], [m.name for m in models]]
+
+
+def test_a_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
+    a = scored(tmp_path / "a", [60.0] * 4)
+    with pytest.raises(UserError, match="a folder is named twice"):
+        compare([load(a), load(a / ".." / "a")])
+
+
+def test_fine_tuned_models_are_compared_over_their_seeds(tmp_path: Path) -> None:
+    """A gap of one seed a side that is real, for those two models, is none of the settings they were trained with."""
+    rng, asked = np.random.default_rng(0), fine_tuning.asked(FineTune(form="cot", ask={"samples": 1}))
+    for name, shares in (("a", (0.9, 0.5, 0.3)), ("b", (0.6, 0.4, 0.3))):
+        for seed, share in enumerate(shares):
+            right = (rng.random(400) < share).astype(float)
+            evaluated(tmp_path / name / "fine_tune" / f"seed_{seed}", [*right], asked)
+    models = [load(tmp_path / name) for name in "ab"]
+    (found,) = compare(models)
+    assert found.task == "gsm8k, cot, samples 1, fine-tuned" and found.better is None
+    assert found.difference.test == "Welch's t of 3 and 3 training seeds" and found.difference.n == 400
+    means = [np.array(list(m.grades["gsm8k", "cot, samples 1, fine-tuned"].values())).mean(0) for m in models]
+    assert found.difference.p == pytest.approx(stats.ttest_ind(*means, equal_var=False).pvalue)
+    assert "training seeds are held fixed" in str(comparison_tables(models, [found])[-1].caption)
+    seeds = [load(tmp_path / name / "fine_tune" / "seed_0") for name in "ab"]
+    (one,) = compare(seeds)
+    assert one.difference.test.startswith("McNemar") and one.better == seeds[0].name
 
 
 @pytest.fixture
