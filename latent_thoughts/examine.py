@@ -53,7 +53,7 @@ def fine_tune(
         asked.append(where / "tasks" / asking.name_of(benchmark))
         one, seen = benchmark.model_copy(update={"seed": seed}), {**(trained_on or {}), "fine_tune": source}
         executors.calls(recipe, asking.ask_task, [(recipe, one, where / "train", asked[-1], seen)])
-    return [asking.joined(benchmark, asked, seeds, folder) | {"fine_tuned": True}]
+    return [asking.joined(benchmark, asked, seeds, folder)]
 
 
 def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:

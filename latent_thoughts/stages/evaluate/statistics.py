@@ -106,7 +106,7 @@ def over_training(first: np.ndarray, second: np.ndarray) -> Difference:
     test = f"Welch's t of {len(a)} and {len(b)} training seeds"
     if not (np.ptp(a) or np.ptp(b)):
         return Difference(float(a.mean() - b.mean()), math.nan, math.nan, 1.0, first.shape[1], test)
-    found = stats.ttest_ind(a, b, equal_var=False)
+    found: Any = stats.ttest_ind(a, b, equal_var=False)
     low, high = found.confidence_interval(0.95)
     return Difference(float(a.mean() - b.mean()), float(low), float(high), float(found.pvalue), first.shape[1], test)
 

@@ -216,10 +216,11 @@ def test_fine_tuned_models_are_compared_over_their_seeds(tmp_path: Path) -> None
 
 @pytest.fixture
 def run(tmp_path: Path, small: dict[str, Any]) -> Run:
-    """Trained on documents whose text holds a question of the task, and whose thoughts hold another."""
+    """Trained on documents whose text holds a question of the task, and whose thoughts hold another. Of the others one
+    is too short to be found."""
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
-    repeated = [" ".join(words), " ".join(words[::-1])]
-    asked = [{"question": q, "answer": f"1\n#### {n}"} for n, q in enumerate([*repeated, "Who is it ?"])]
+    repeated, clean = [" ".join(words), " ".join(words[::-1])], " ".join(words[::2] + words[1::2])
+    asked = [{"question": q, "answer": f"1\n#### {n}"} for n, q in enumerate([*repeated, "Who is it ?", clean])]
     data = benchmarks.write(
         tmp_path / "task", asked, [{"question": f"a {n}", "answer": f"{n}\n#### {n}"} for n in range(9)]
     )
@@ -246,13 +247,15 @@ def run(tmp_path: Path, small: dict[str, Any]) -> Run:
 def test_tasks_in_the_chain(run: Run) -> None:
     """Asked as it is and fine-tuned over two seeds, with what the training data repeats beside the score."""
     asked, tuned = run.evaluate(run.warm_start).counts["tasks"]
-    assert asked["contamination"] == {"text": {"questions": 1, "of": 3}, "thoughts": {"questions": 1, "of": 3}}
+    assert asked["contamination"] == {what: {"questions": 1, "of": 4} for what in ("text", "thoughts", "too_short")}
     assert asked["results"][0]["accuracy_clean"]["n"] == 1
     (result,) = tuned["results"]
     assert tuned["fine_tuned"] and tuned["seeds"] == [0, 1]
-    assert (result["accuracy"]["seeds"], result["accuracy"]["n"]) == (2, 3)
+    assert (result["accuracy"]["seeds"], result["accuracy"]["n"]) == (2, 4)
+    assert tuned["contamination"] == asked["contamination"] and result["accuracy_clean"]["n"] == 1
     assert set(result["pass_at"]) == {"1", "2"}
     folder = run.warm_start / "fine_tune"
+    assert "| latent, samples 2, max tokens 4, fine-tuned |" in (folder / "results.md").read_text()
     documents = records.documents(folder / "documents", fine_tuning.SPLIT)
     first = documents[0]
     assert [c.text for c in first.chunks] == ["Question: a 0\nAnswer:", " #### 0"] and first.target == (False, True)
@@ -264,4 +267,4 @@ def test_tasks_in_the_chain(run: Run) -> None:
     again = run.evaluate(run.warm_start).counts["tasks"]
     assert again == [asked, tuned]
     for path in folder.rglob("samples.parquet"):
-        assert len(pq.read_table(path)) == 6
+        assert len(pq.read_table(path)) == 8
