@@ -64,7 +64,7 @@ class FineTune(Section):
     task: Literal["gsm8k", "math"] = "gsm8k"
     data: str | None = None
     form: Literal["direct", "cot", "latent"] = "latent"
-    limit: Positive | None = None  # training rows
+    limit: Positive | None = None  # training rows, evenly of the subjects
     seeds: Positive = 5
     train: dict[str, Any] = {}
     ask: dict[str, Any] = {}  # overrides of how the task is asked afterwards
