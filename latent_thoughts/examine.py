@@ -53,7 +53,7 @@ def fine_tune(
         asked.append(where / "tasks" / asking.name_of(benchmark))
         one, seen = benchmark.model_copy(update={"seed": seed}), {**(trained_on or {}), "fine_tune": source}
         executors.calls(recipe, asking.ask_task, [(recipe, one, where / "train", asked[-1], seen)])
-    return [asking.joined(benchmark, asked, seeds, folder) | {"fine_tuned": True}]
+    return [asking.joined(benchmark, asked, seeds, folder)]
 
 
 def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:
@@ -75,7 +75,7 @@ def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:
 
 def record(recipe: Recipe, folder: Path, row: Results) -> None:
     """Puts a row into FOLDER/results.json, in place of that of the same model if it is there."""
-    path, same = folder / "results.json", ("method", "iteration", "samples", "seed")
+    path, same = folder / "results.json", ("method", "variant", "cell", "iteration", "samples", "seed")
     known = read_json(path) if path.exists() else {"run": {**provenance(recipe), "seeds": [recipe.seed]}, "rows": []}
-    rows = [r for r in known["rows"] if [r.get(n) for n in same] != [row[n] for n in same]]
+    rows = [r for r in known["rows"] if [r.get(n) for n in same] != [row.get(n) for n in same]]
     write_json(path, {**known, "rows": [*rows, row]})

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from latent_thoughts.config.base import Pattern, Positive, Section, Seed, Share
+
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _has_group(pattern: str) -> str:
+    if not re.compile(pattern).groups:
+        raise ValueError("it needs a group around what is the answer, as in 'ends in (\\w+)'")
+    return pattern
+
+
+Answer = Annotated[Pattern, AfterValidator(_has_group)]
 
 
 class Benchmark(Section):
@@ -19,7 +32,7 @@ class Benchmark(Section):
     fewshot: Literal["first", "random"] = "first"  # the same for every question, or drawn anew for each
     limit: Positive | None = None  # the first so many questions (of every subject)
     samples: Positive = 1  # answers to every question
-    temperature: Annotated[float, Field(ge=0)] = 0.0  # 0 is greedy
+    temperature: Temperature = 0.0  # 0 is greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     pass_at: list[Positive] = []  # k of the reported pass@k
     budgets: list[Annotated[int, Field(ge=0)]] = []  # thought tokens; default: sample.max_thought_tokens alone
@@ -51,22 +64,38 @@ class FineTune(Section):
     task: Literal["gsm8k", "math"] = "gsm8k"
     data: str | None = None
     form: Literal["direct", "cot", "latent"] = "latent"
-    limit: Positive | None = None  # training rows
+    limit: Positive | None = None  # training rows, evenly of the subjects
     seeds: Positive = 5
     train: dict[str, Any] = {}
     ask: dict[str, Any] = {}  # overrides of how the task is asked afterwards
+
+
+# How a fine-tuned model is asked, unless `ask` says otherwise: as trained, without examples, sampled as in the paper.
+TUNED = {"shots": 0, "bos": True, "samples": 4, "temperature": 0.6, "top_p": 0.9}
+ALIKE = {"name", "form", "data", "limit", "pass_at", "budgets"}  # told elsewhere, or no question is answered otherwise
+
+
+def how(asked: Mapping[str, Any]) -> str:
+    """How a task was asked, of its results: its form, and every setting that is not as usual. What differs in it was
+    asked differently, and is neither averaged nor put on one line."""
+    tuned, told = asked.get("fine_tuned"), {"chat_template": "chat", "multiturn": "one message"}
+    usual = {name: field.default for name, field in Benchmark.model_fields.items() if name not in ALIKE}
+    usual |= TUNED if tuned else {}
+    others = {n: asked[n] for n, value in usual.items() if asked.get(n, value) != value}
+    words = [told.get(name, f"{name.replace('_', ' ')} {value}") for name, value in others.items()]
+    return ", ".join([asked["form"], *words, *(["fine-tuned"] if tuned else [])])
 
 
 class Evaluate(Section):
     """Likelihood and answers on held-out documents (method, section 7)."""
 
     documents: Positive = 500
-    bound: list[Positive] = [1, 4]  # K of the reported bounds
+    bound: Annotated[list[Positive], Field(min_length=1)] = [1, 4]  # K of the reported bounds
     bound_posterior_share: Share = 0.5
-    bound_temperature: float = 1.0
-    answer: Pattern | None = None  # regular expression whose first group is the answer, in the last chunk
+    bound_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # greedy draws have no density
+    answer: Answer | None = None  # regular expression whose first group is the answer, in the last chunk
     answer_tokens: Positive = 64
-    temperature: float = 0.0  # of thinking and answering; 0 is greedy
+    temperature: Temperature = 0.0  # of thinking and answering; 0 is greedy
     thoughts_kept: Positive = 50  # samples kept for the report
     tasks: list[Benchmark] = []
     fine_tune: FineTune | None = None

@@ -90,10 +90,15 @@ class Loop:
         return trained
 
     def evaluate(self, number: int) -> tuple[Row, Manifest]:
-        """An iteration's row and what was evaluated; the iteration must have been trained."""
+        """An iteration's row and what was evaluated; the iteration must have been trained. Raises UserError where the
+        recipe's K is not the one it was sampled with: the row would claim it."""
         folder = self.iteration(number)
-        evaluated, trained = self.run.evaluate(folder), read_manifest(folder / "train")
         sampled = read_manifest(folder / "sample") if number else None
+        if sampled is not None and (chunks := sampled.counts["chunks"]):
+            drawn, asked = sampled.counts["draws"] / chunks, self.config.k_at(number, self.run.recipe.em.iterations)
+            if drawn != asked:
+                raise UserError(f"{folder} was sampled with K = {drawn:g}, not {asked}: give the run's own settings")
+        evaluated, trained = self.run.evaluate(folder), read_manifest(folder / "train")
         method, k = (self.method, self.config.k) if number else ("warm_start", 0)
         return row(self.run, method, number, k, trained, evaluated, sampled), evaluated
 

@@ -36,7 +36,8 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
     sampled = recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens"})
     engine = recipe.engine.model_dump(include={"kind", "scorer"})
-    settings = [config.model_dump(exclude={"tasks"}), sampled, recipe.seed, recipe.model.dtype, thinks, engine]
+    asked = config.model_dump(exclude={"tasks", "fine_tune", "thoughts_kept"})  # stages of their own, and the report's
+    settings = [asked, sampled, recipe.seed, recipe.model.dtype, thinks, engine, SCORES.names]
     stage = Stage(folder, "evaluate", stage_key("evaluate", settings, inputs))
     if (manifest := stage.manifest) is not None:
         return manifest

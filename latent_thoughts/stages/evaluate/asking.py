@@ -48,6 +48,7 @@ SAMPLES = pa.schema(
         ("gold", pa.string()),
         ("grade", pa.float64()),
         ("grades", pa.map_(pa.string(), pa.float64())),
+        ("repeated", pa.list_(pa.string())),  # where the training data does; null where nothing was searched
     ]
 )
 
@@ -70,7 +71,8 @@ def ask_task(
     budgets = benchmark.budgets or [recipe.sample.max_thought_tokens]
     seed = recipe.seed if benchmark.seed is None else benchmark.seed
     engine = recipe.engine.model_dump(include={"kind"})
-    settings = [benchmark.model_dump(exclude={"data", "seed"}), budgets, seed, recipe.model.dtype, engine]
+    asked = benchmark.model_dump(exclude={"data", "seed"})
+    settings = [asked, budgets, seed, recipe.model.dtype, engine, SAMPLES.names]
     inputs = {name: read_manifest(source.folder) for name, source in (trained_on or {}).items()}
     stage = Stage(folder, "task", stage_key("task", [*settings, _model_key(model), tasks.files_key(benchmark)], inputs))
     if (manifest := stage.manifest) is not None:
@@ -103,12 +105,10 @@ def ask_task(
         )
         rows = list(_rows(lm, benchmark, made, advance))
     took = {"seconds": time.perf_counter() - began, "asked": lm.asked}
+    if trained_on is not None:
+        repeated.mark(rows, repeated.search(rows, trained_on, models.load_tokenizer(weights)[0]))
     stage.write("samples.parquet", rows, SAMPLES, {})
-    found = None if trained_on is None else repeated.search(rows, trained_on, models.load_tokenizer(weights)[0])
-    clean = None if found is None else {r["question_id"] for r in rows} - set().union(*found.values())
-    counts = {**described(benchmark, [seed]), "results": figures(benchmark, [rows], clean), **took}
-    if found is not None:
-        counts["contamination"] = repeated.counts(rows, found)
+    counts = {**_results(benchmark, [seed], [rows]), **took}
     _write(folder, {"run": provenance(recipe), **counts})
     journal.remove()
     return stage.close(["samples.parquet"], counts)
@@ -197,6 +197,7 @@ def _graded(
             "gold": str(record["target"]),
             "grade": dict(grades[record["doc_id"]])[f"{metric},{by}"],
             "grades": grades[record["doc_id"]],
+            "repeated": None,
         }
 
 
@@ -214,9 +215,15 @@ def _extracted(subject: tasks.Subject, record: dict[str, Any]) -> str:
 
 def described(benchmark: Benchmark, seeds: list[int]) -> dict[str, Any]:
     """What was asked, in results and comparisons."""
-    named = {"name", "form", "shots", "fewshot", "samples", "temperature", "top_p", "max_tokens", "limit"}
-    named |= {"chat_template", "multiturn"} if benchmark.chat_template else {"chat_template"}
-    return {**benchmark.model_dump(include=named), "seeds": seeds, "contamination": None}
+    left_out = {"data", "pass_at", "budgets"} | (set() if benchmark.chat_template else {"multiturn"})
+    return {**benchmark.model_dump(exclude=left_out), "seeds": seeds}
+
+
+def _results(benchmark: Benchmark, seeds: list[int], rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """What was asked and what came of it, from the sample rows of every seed."""
+    every = [row for of_seed in rows for row in of_seed]
+    found = {"contamination": repeated.counts(every), "results": figures(benchmark, rows, repeated.clean(every))}
+    return described(benchmark, seeds) | found
 
 
 def figures(
@@ -287,9 +294,9 @@ def _votes(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def joined(benchmark: Benchmark, folders: Sequence[Path], seeds: list[int], into: Path) -> dict[str, Any]:
-    """The results of one task asked of models that differ by training seed alone, as one; written to `into`."""
+    """The results of one task asked of models that were fine-tuned with these seeds, as one; written to `into`."""
     rows = [read_table(folder / "samples.parquet").to_pylist() for folder in folders]
-    found = {**described(benchmark, seeds), "results": figures(benchmark, rows)}
+    found = {**_results(benchmark, seeds, rows), "fine_tuned": True}
     _write(into, found)
     return found
 

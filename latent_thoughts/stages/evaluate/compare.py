@@ -1,18 +1,17 @@
 """Which of several evaluated models is better, and which differences are real.
 
-A model is named by a folder in which something was evaluated: a run's iteration, a folder of tasks, or one task.
-Models are compared pairwise on the same questions, and on the same chunks of held-out text; p-values are adjusted
-for how many comparisons are made.
+A model is named by a folder in which it was evaluated: a run's iteration, a folder of tasks, or one task. Models are
+compared pairwise on the same questions, of tasks and of held-out documents; p-values are adjusted for how many
+comparisons are made. Where both models have several training seeds, a difference must stand out among seeds.
 
-A chunk for which a model finished no thought has no bound (-inf: it would cost infinitely many bits). Text is compared
-over the chunks that both models have a bound for; how many were left out, and by whose fault, stands beside the
-difference. It flatters the model that finished less often: where the share is not small, the difference says little.
+Text is compared by the bound of the largest K that both have, over the chunks that both were scored on. Where no
+thought about a chunk ended, its bound is that of the empty thought: how many such chunks there are, and whose, stands
+beside the difference.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_thoughts.config.evaluate import how
 from latent_thoughts.places import below
 from latent_thoughts.stages.evaluate import statistics
 from latent_thoughts.stages.evaluate.likelihood import NATS_PER_BIT
@@ -28,25 +28,35 @@ from latent_thoughts.store import read_json, read_table
 from latent_thoughts.types import UserError
 
 LIKELIHOOD = "held-out text, bits per byte"
-Key = tuple[str, str]  # task, and the form it was asked in
+ANSWERS = ("held-out documents", "answers")
+Key = tuple[str, str]  # task, and how it was asked
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a chunk of text: bits by K, and whether a thought about it ended, likewise."""
+
+    bits: dict[int, float]
+    finished: dict[int, bool]
+    bytes: int
 
 
 @dataclass(slots=True)
 class Model:
-    """What was found in a folder: mean grades by question, by task and form, and the cost of text in bits by chunk."""
+    """What was found in a folder: grades by question, a mean for every training seed, by task and form; and the cost of
+    text by chunk (document, index, hash of the text)."""
 
     name: str
-    grades: dict[Key, dict[str, float]] = field(default_factory=dict)
+    grades: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     figures: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    chunks: dict[tuple[str, int], tuple[float, int]] = field(default_factory=dict)  # bits, bytes
+    chunks: dict[tuple[str, int, str], Cost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """First minus second, with p adjusted. `lower` tells that lower figures are better.
 
-    `left_out` counts the chunks of text that could not be compared: those without a bound of the first model, of the
-    second, and of either.
+    `unfinished` counts the chunks of text for which no thought ended, of the first model and of the second.
     """
 
     task: str
@@ -55,7 +65,7 @@ class Comparison:
     difference: Difference
     adjusted: float
     lower: bool = False
-    left_out: tuple[int, int, int] = (0, 0, 0)
+    unfinished: tuple[int, int] = (0, 0)
 
     @property
     def better(self) -> str | None:
@@ -66,54 +76,102 @@ class Comparison:
 
 
 def load(folder: Path) -> Model:
-    """Raises UserError where nothing was evaluated in the folder."""
+    """Raises UserError where nothing was evaluated in the folder, or more than one model was."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist")
-    model, seeds = Model(str(folder)), dict[Key, list[Any]]()
-    for samples in [path for path in below(folder) if path.name == "samples.parquet"]:
-        if (samples.parent / "manifest.json").exists():
-            tuned = "fine_tune" in samples.parts[len(folder.parent.parts) :]
-            _add(model, seeds, read_json(samples.parent / "results.json"), samples, tuned)
-    for key, found in seeds.items():
-        model.grades[key] = {q: float(np.mean([g[q] for g in found])) for q in found[0]}
-        names = list(found[0])
-        model.figures[key] = statistics.over_seeds(np.array([[g[q] for q in names] for g in found]))
-    stage = folder / "evaluate" if (folder / "evaluate").is_dir() else folder
-    for shard in sorted(stage.glob("likelihood-*.parquet")):
-        for row in read_table(shard).to_pylist():
-            cost = -max(dict(row["bounds"]).items())[1] / NATS_PER_BIT
-            model.chunks[row["doc_id"], row["chunk_index"]] = (cost, row["bytes"])
-    if not model.grades and not model.chunks:
+    stages = _evaluated(folder)
+    if not stages:
         raise UserError(f"{folder} holds no evaluation: run latent-thoughts evaluate first")
+    models = sorted({str(_model_of(stage)) for stage in stages})
+    if len(models) > 1:
+        raise UserError(f"{folder} holds {len(models)} models, name one: {', '.join(models[:5])}")
+    model, seeds = Model(str(folder)), dict[Key, dict[Path, dict[str, float]]]()
+    for stage in stages:
+        if (stage / "samples.parquet").exists():
+            _add(seeds, stage)
+        if (stage / "answers.parquet").exists():
+            _add_answers(seeds, stage)
+        for shard in sorted(stage.glob("likelihood-*.parquet")):
+            model.chunks |= _costs(shard)
+    for key, of_seeds in seeds.items():
+        found = list(of_seeds.values())
+        if any(grades.keys() != found[0].keys() for grades in found):
+            raise UserError(f"{folder}: the seeds of {', '.join(key)} were asked different questions")
+        model.grades[key] = {question: [grades[question] for grades in found] for question in found[0]}
+        model.figures[key] = statistics.over_seeds(_table(model.grades[key], list(found[0])))
     return model
 
 
-def form_of(results: dict[str, Any]) -> str:
-    """How a task was asked, in a word or two."""
-    told = {"chat": results.get("chat_template"), "fine-tuned": results.get("fine_tuned")}
-    return ", ".join([results["form"], *(name for name, is_so in told.items() if is_so)])
+def _costs(shard: Path) -> dict[tuple[str, int, str], Cost]:
+    """Raises UserError for a shard of an earlier version, which does not say which text it is of."""
+    found, table = {}, read_table(shard)
+    if "text" not in table.column_names:
+        raise UserError(f"{shard} was written by an earlier version: run latent-thoughts evaluate again")
+    for row in table.to_pylist():
+        bits = {k: -bound / NATS_PER_BIT for k, bound in row["bounds"]}
+        ended = {k: share > 0 for k, share in row["finished"]}
+        found[row["doc_id"], row["chunk_index"], row["text"]] = Cost(bits, ended, row["bytes"])
+    return found
 
 
-def _add(model: Model, seeds: dict[Key, list[Any]], results: dict[str, Any], samples: Path, tuned: bool) -> None:
-    """Grades of one task's folder: means over a question's samples, by budget."""
+def _evaluated(folder: Path) -> list[Path]:
+    """The stages in a folder that asked a task or scored held-out text; not those set aside (NAME.KEY)."""
+    found = dict[Path, None]()
+    for path in below(folder):
+        stage = path.parent
+        asked = path.name == "samples.parquet" and (stage / "manifest.json").exists()
+        scored = path.name.startswith("likelihood-") and path.suffix == ".parquet"
+        if (asked or scored) and (stage == folder or "." not in stage.name):
+            found[stage] = None
+    return list(found)
+
+
+def _model_of(stage: Path) -> Path:
+    """The folder of the model that a stage evaluated; of fine-tuned ones, which are seeds of one model, their
+    parent's."""
+    above = stage.parent.parent if stage.parent.name == "tasks" else stage.parent
+    return above.parent.parent if _tuned(stage) else above
+
+
+def _tuned(stage: Path) -> bool:
+    """Whether a task was asked of a fine-tuned model: FOLDER/fine_tune/seed_N/tasks/TASK."""
+    return stage.parent.name == "tasks" and stage.parent.parent.parent.name == "fine_tune"
+
+
+def _add(seeds: dict[Key, dict[Path, dict[str, float]]], stage: Path) -> None:
+    """Grades of one task's folder: means over a question's samples, by task and budget. What differs in its `budgets`
+    or `pass_at` alone was answered alike, and counts once."""
+    results, tuned = read_json(stage / "results.json"), _tuned(stage)
+    asked = how(results | ({"fine_tuned": True, "seed": None} if tuned else {}))  # its samples have a seed of their own
     found: dict[Key, dict[str, list[float]]] = {}
-    for row in read_table(samples, ["question_id", "budget", "grade"]).to_pylist():
-        form = form_of({**results, "fine_tuned": tuned}) + ("" if row["budget"] is None else f" ≤ {row['budget']}")
-        key = (results["name"], form)
+    for row in read_table(stage / "samples.parquet", ["question_id", "budget", "grade"]).to_pylist():
+        key = (results["name"], asked + ("" if row["budget"] is None else f" ≤ {row['budget']}"))
         found.setdefault(key, {}).setdefault(row["question_id"], []).append(row["grade"])
     for key, grades in found.items():
         means = {question: float(np.mean(values)) for question, values in grades.items()}
-        known = seeds.setdefault(key, [])
-        if known and known[0].keys() != means.keys():
-            raise UserError(f"{model.name}: the seeds of {' '.join(key)} were asked different questions")
-        known.append(means)
+        seeds.setdefault(key, {}).setdefault(stage.parent, means)
+
+
+def _add_answers(seeds: dict[Key, dict[Path, dict[str, float]]], stage: Path) -> None:
+    """Grades of the answers on held-out documents, where the recipe asked for them."""
+    rows = read_table(stage / "answers.parquet", ["doc_id", "question", "gold", "right"]).to_pylist()
+    if rows:
+        means = {f"{row['doc_id']}\n{row['question']}\n{row['gold']}": float(row["right"]) for row in rows}
+        seeds.setdefault(ANSWERS, {})[stage.parent] = means
+
+
+def _table(grades: dict[str, list[float]], questions: Sequence[str]) -> np.ndarray:
+    """(seeds, questions)"""
+    return np.array([grades[question] for question in questions]).T
 
 
 def compare(models: Sequence[Model]) -> list[Comparison]:
     """All pairs of models, in every task that both were asked: in the forms that both know, else in every pair of
-    forms. Raises UserError where two were asked different questions."""
+    forms; and in text. Raises UserError where two were asked or scored on nothing in common, or are the same."""
+    if len({Path(m.name).resolve() for m in models}) < len(models):
+        raise UserError(f"a folder is named twice: {', '.join(m.name for m in models)}")
     found: dict[tuple[str, str, str], Difference] = {}
-    left_out: dict[tuple[str, str, str], tuple[int, int, int]] = {}
+    unfinished: dict[tuple[str, str, str], tuple[int, int]] = {}
     for a, b in itertools.combinations(models, 2):
         for task in dict.fromkeys(t for t, _ in a.grades if any(t == other for other, _ in b.grades)):
             for one, other in _forms(a, b, task):
@@ -121,29 +179,38 @@ def compare(models: Sequence[Model]) -> list[Comparison]:
                 if not (shared := sorted(first.keys() & second.keys())):
                     raise UserError(f"{a.name} and {b.name} were asked different questions of {task}")
                 what = f"{task}, {one}" if one == other else f"{task}, {one} and {other}"
-                gap = statistics.paired([first[q] for q in shared], [second[q] for q in shared])
-                found[what, a.name, b.name] = gap
-        if a.chunks.keys() & b.chunks.keys():
-            at = (LIKELIHOOD, a.name, b.name)
-            found[at], left_out[at] = _of_text(a, b)
+                found[what, a.name, b.name] = _difference(_table(first, shared), _table(second, shared))
+        if a.chunks and b.chunks:
+            k, gap, ended = _of_text(a, b)
+            at = (f"{LIKELIHOOD} (L_{k})", a.name, b.name)
+            found[at], unfinished[at] = gap, ended
     adjusted = statistics.significant(found)
     return [
-        Comparison(*at, gap, adjusted[at], at in left_out, left_out.get(at, (0, 0, 0))) for at, gap in found.items()
+        Comparison(*at, gap, adjusted[at], at in unfinished, unfinished.get(at, (0, 0))) for at, gap in found.items()
     ]
 
 
-def _of_text(a: Model, b: Model) -> tuple[Difference, tuple[int, int, int]]:
-    """The difference in bits per byte over the chunks that both have a bound for, and how many are left out."""
+def _difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Of grades (seeds, questions)."""
+    if min(len(first), len(second)) > 1:
+        return statistics.over_training(first, second)
+    return statistics.paired(first.mean(0), second.mean(0))
+
+
+def _of_text(a: Model, b: Model) -> tuple[int, Difference, tuple[int, int]]:
+    """The largest K that both have, the difference in bits per byte by its bound, and for how many chunks no thought
+    of the one and of the other ended."""
     chunks = sorted(a.chunks.keys() & b.chunks.keys())
-    table = np.array([(a.chunks[c][0], b.chunks[c][0], a.chunks[c][1]) for c in chunks])
-    there = np.isfinite(table[:, :2])
-    both = there.all(1)
-    left_out = (int((~there[:, 0]).sum()), int((~there[:, 1]).sum()), int((~both).sum()))
-    if not both.any():
-        return Difference(math.nan, math.nan, math.nan, 1.0, 0, "none"), left_out
-    first, second, sizes = table[both].T
-    documents = np.array([doc for doc, _ in chunks])[both]
-    return statistics.paired_ratio(first - second, sizes, documents), left_out
+    if not chunks:
+        raise UserError(f"{a.name} and {b.name} were scored on different held-out text")
+    first, second = ([model.chunks[c] for c in chunks] for model in (a, b))
+    if not (both := first[0].bits.keys() & second[0].bits.keys()):
+        raise UserError(f"{a.name} and {b.name} have bounds of no K in common: see evaluate.bound")
+    k, sizes = max(both), np.array([cost.bytes for cost in first], float)
+    gaps = np.array([one.bits[k] - other.bits[k] for one, other in zip(first, second, strict=True)])
+    documents = np.array([document for document, *_ in chunks])
+    unfinished = (sum(not c.finished[k] for c in first), sum(not c.finished[k] for c in second))
+    return k, statistics.paired_ratio(gaps, sizes, documents), unfinished
 
 
 def _forms(a: Model, b: Model, task: str) -> list[tuple[str, str]]:

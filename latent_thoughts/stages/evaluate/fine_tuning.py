@@ -13,6 +13,7 @@ from typing import Any
 
 from latent_thoughts import model as models
 from latent_thoughts.config import BUDGETS, Benchmark, FineTune, Recipe, Train, parse
+from latent_thoughts.config.evaluate import TUNED
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.stages.evaluate import tasks
@@ -25,9 +26,8 @@ PAPER: dict[str, Any] = {"lr": 1e-4, "loss_on": "targets", "weight_decay": 0.01,
 
 
 def asked(config: FineTune) -> Benchmark:
-    """How the task is asked after fine-tuning: as trained, without examples, sampled as in the paper."""
-    values = {"name": config.task, "form": config.form, "data": config.data, "shots": 0, "bos": True}
-    values |= {"samples": 4, "temperature": 0.6, "top_p": 0.9}
+    """How the task is asked after fine-tuning."""
+    values = {"name": config.task, "form": config.form, "data": config.data, **TUNED}
     return parse(Benchmark, {**values, **config.ask}, "evaluate.fine_tune.ask")
 
 

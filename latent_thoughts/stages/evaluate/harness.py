@@ -88,11 +88,16 @@ class EngineLM(TemplateLM):
         return 256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """As HFLM encodes: with the tokenizer's own BOS, if it has one and the text does not begin with it."""
+        """As HFLM encodes: with the tokenizer's own BOS, if it has one and the text does not begin with it.
+
+        Where a BOS is asked for, it is there as in training, also of tokenizers that would add none.
+        """
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
         chosen = self.bos if add_special_tokens is None else add_special_tokens
-        return self.tokenizer.encode(string, **({} if chosen is None else {"add_special_tokens": chosen}))
+        ids = self.tokenizer.encode(string, **({} if chosen is None else {"add_special_tokens": chosen}))
+        lacking = add_special_tokens is None and self.bos and ids[:1] != [self.prefix_token_id]
+        return [self.prefix_token_id, *ids] if lacking else ids
 
     @property
     def tokenizer_name(self) -> str:

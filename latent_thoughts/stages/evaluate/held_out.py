@@ -69,7 +69,7 @@ class Examiner:
         pattern, rows = re.compile(self.config.answer), []
         for a in answers:
             gold_text = a.document.chunks[-1].text
-            if (gold := pattern.search(gold_text)) is None:
+            if (gold := pattern.search(gold_text)) is None or gold.group(1) is None:
                 raise UserError(f"evaluate.answer does not match {gold_text!r} of document {a.document.id}")
             text = self.codec.decode(a.ids)
             found = pattern.search(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ SCORES = pa.schema(
     [
         ("doc_id", pa.string()),
         ("chunk_index", pa.int32()),
+        ("text", pa.string()),  # hash of the chunk and of all text before it
         ("place", pa.float64()),  # of the chunk's beginning in its document, in characters: 0 to 1
         ("tokens", pa.int32()),
         ("characters", pa.int32()),
@@ -32,6 +34,7 @@ SCORES = pa.schema(
         ("log_raw", pa.float64()),
         ("log_thoughtless", pa.float64()),
         ("bounds", pa.map_(pa.int32(), pa.float64())),
+        ("finished", pa.map_(pa.int32(), pa.float64())),  # share of the groups of K draws in which a thought ended
     ]
 )
 
@@ -56,24 +59,27 @@ class Scorer:
         self.sample, self.seeds = sample_of(recipe), Seeds(recipe.seed, -1)
 
     def rows(self, documents: Sequence[ThoughtDocument]) -> list[dict[str, Any]]:
-        """One row (SCORES) a target chunk. `log_raw` = log p(x | c) in raw text, `log_thoughtless` the same behind
-        the empty thought, null for a model of raw text; a bound none of whose groups has a finished draw is -inf."""
+        """One row (SCORES) a target chunk. `log_raw` = log p(x | c) in raw text, `log_thoughtless` the same in the
+        thoughtless form, null for a model of raw text."""
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.sample)]
         length = {d.id: sum(len(c.text) for c in d.chunks) for d in documents}
+        text = {d.id: hashes(d) for d in documents}
         raw = self._raw(todo)
         thoughtless = self._thoughtless(todo) if self.thinks else [None] * len(todo)
-        bounds = self._bounds(todo) if self.thinks else [dict.fromkeys(self.config.bound, r) for r in raw]
+        bounds = self._bounds(todo) if self.thinks else [dict.fromkeys(self.config.bound, (r, 1.0)) for r in raw]
         return [
             {
                 "doc_id": t.chunk.doc_id,
                 "chunk_index": t.chunk.index,
+                "text": text[t.chunk.doc_id][t.chunk.index],
                 "place": t.chunk.start / max(1, length[t.chunk.doc_id]),
                 "tokens": len(t.chunk.ids),
                 "characters": len(t.chunk.text),
                 "bytes": len(t.chunk.text.encode("utf-8")),
                 "log_raw": r,
                 "log_thoughtless": e,
-                "bounds": list(b.items()),
+                "bounds": [(k, value) for k, (value, _) in b.items()],
+                "finished": [(k, share) for k, (_, share) in b.items()],
             }
             for t, r, e, b in zip(todo, raw, thoughtless, bounds, strict=True)
         ]
@@ -86,28 +92,53 @@ class Scorer:
         requests = [ScoreRequest(format.thoughtless_prompt(self.controls, t.context), (t.chunk.ids,)) for t in todo]
         return self._sums(requests)
 
+    def _empty(self, todo: Sequence[Task]) -> list[float]:
+        """log p(z, x | c) of the empty thought, which is scored like any other: E and x behind c S P."""
+        prompts = [format.prior_prompt(self.controls, t.context) for t in todo]
+        end = (self.controls.end,)
+        return self._sums([ScoreRequest(p, (end + t.chunk.ids,)) for p, t in zip(prompts, todo, strict=True)])
+
     def _sums(self, requests: Sequence[ScoreRequest]) -> list[float]:
         scores = ask(self.engine, [Scoring((request,)) for request in requests])
         return [float(s[0][0].sum()) for s in scores]
 
-    def _bounds(self, todo: Sequence[Task]) -> list[dict[int, float]]:
-        """L_K a chunk, nats. Smaller K average over disjoint groups of the same draws, in random order.
+    def _bounds(self, todo: Sequence[Task]) -> list[dict[int, tuple[float, float]]]:
+        """L_K a chunk, nats, and the share of its groups of K draws in which a thought ended. Smaller K average over
+        disjoint groups of the same draws, in random order.
 
-        Where a group may hold no finished draw, E[log w̄] is -inf, but with A for "some draw finished"
-        log p(x | c) >= log P(A) + E[log w̄ | A] by Jensen's inequality. That is reported; since
-        E[log P̂(A)] <= log P(A), the estimate of P(A) keeps it a bound.
+        log w̄ is -inf for a group without a finished thought, and its mean over the other groups alone is no bound.
+        So the empty thought's share of the likelihood is not left to chance, but computed. With w̄ of the other
+        thoughts (draws of the empty one weigh nothing, as unfinished ones do), and P̂ the share of groups with w̄ > 0,
+
+            L_K = log(p(empty, x | c) + P̂ exp(mean of log w̄ over those groups))
+
+        The geometric mean is at most the arithmetic one: in the brackets stands at most p(empty, x | c) plus the mean
+        weight of all draws, whose expectation is at most p(x | c). So E[L_K] <= log p(x | c), by Jensen's inequality.
         """
         temperature, found = self.config.bound_temperature, []
-        for p in infer(self.engine, todo, self.controls, self.sample, self.seeds, temperature):
-            order = self.seeds.rng(p.chunk, "groups").permutation(len(p.log_weights))
+        drawn = infer(self.engine, todo, self.controls, self.sample, self.seeds, temperature)
+        for p, empty in zip(drawn, self._empty(todo), strict=True):
+            log_weights = np.where([not d.draw.ids for d in p.draws], -np.inf, p.log_weights)
+            order = self.seeds.rng(p.chunk, "groups").permutation(len(log_weights))
             of_chunk = {}
             for k in self.config.bound:
-                groups = p.log_weights[order][: len(order) // k * k].reshape(-1, k)
+                groups = log_weights[order][: len(order) // k * k].reshape(-1, k)
                 bounds = [b for b in map(weights.bound, groups) if np.isfinite(b)]
                 share = len(bounds) / len(groups)
-                of_chunk[k] = float(np.mean(bounds) + np.log(share)) if bounds else -np.inf
+                of_thoughts = float(np.mean(bounds) + np.log(share)) if bounds else -np.inf
+                of_chunk[k] = (float(np.logaddexp(empty, of_thoughts)), share)
             found.append(of_chunk)
         return found
+
+
+def hashes(document: ThoughtDocument) -> list[str]:
+    """Of every chunk with all text before it: whatever their tokenizers, models that were scored on the same have the
+    same. (How much of that text a model is given is among its own settings.)"""
+    running, found = hashlib.sha256(), []
+    for chunk in document.chunks:
+        running.update(f"{len(chunk.text)}\n{chunk.text}".encode())
+        found.append(running.hexdigest()[:16])
+    return found
 
 
 class Table:
@@ -121,28 +152,29 @@ class Table:
         thinks = any(r["log_thoughtless"] is not None for r in rows)
         self.log_x = np.array([r["log_thoughtless"] for r in rows], float) if thinks else raw
         self.nats = {"nll": -self.log_x, "nll_raw": -raw}
+        self.finished: dict[str, np.ndarray] = {}
         for k, _ in rows[0]["bounds"] if rows else ():
             self.nats[f"bound_{k}"] = np.array([dict(r["bounds"])[k] for r in rows], float)
+            self.finished[f"bound_{k}"] = np.array([dict(r["finished"])[k] for r in rows], float)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """NLL and L_K per token, per character and in bits per byte, with standard errors over documents.
 
-    `nll` is the model's own form (behind the empty thought, where it thinks), `nll_raw` plain text. A chunk none of
-    whose draws finished has no finite bound: it is left out of the mean, and the share of such chunks stands beside
-    it as `bound_K_unfinished`. `gain_K` is L_K - log p(x | c) over the chunks that have both.
+    `nll` is the model's own form (thoughtless, where it thinks), `nll_raw` plain text. `bound_K_unfinished` is the
+    share of chunks for which no thought ended: their L_K is that of the empty thought alone. `gain_K` is
+    L_K - log p(x | c).
     """
     table = Table(rows)
     found: dict[str, Any] = {"documents": len(set(table.documents)), "chunks": len(rows)}
     for name, values in table.nats.items():
-        there = np.isfinite(values)
-        if name.startswith("bound"):
-            found[f"{name}_unfinished"] = 1 - float(there.mean())
+        if name in table.finished:
+            found[f"{name}_unfinished"] = float((table.finished[name] == 0).mean())
         for unit, sizes in table.sizes.items():
-            mean, error = ratio(values[there], sizes[there], table.documents[there])
+            mean, error = ratio(values, sizes, table.documents)
             figure = f"{name}_per_{unit}"
             if unit == "byte":  # as bits that the text costs, of which fewer are better: of the bound too
-                figure, sign = f"{name}_bits_per_byte", -1 if name.startswith("bound") else 1
+                figure, sign = f"{name}_bits_per_byte", -1 if name in table.finished else 1
                 mean, error = (x if x is None else x / NATS_PER_BIT for x in (mean, error))
                 mean = None if mean is None else sign * mean
             found[figure], found[f"{figure}_se"] = mean, error
@@ -154,18 +186,15 @@ def _gains(table: Table) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tokens, part = table.sizes["token"], np.minimum((table.place * PLACES).astype(int), PLACES - 1)
     for name, values in table.nats.items():
-        if not name.startswith("bound"):
+        if name not in table.finished:
             continue
-        k, there = name.removeprefix("bound_"), np.isfinite(values)
-        gain = np.where(there, values, 0) - table.log_x
-        found[f"gain_{k}_per_token"], found[f"gain_{k}_per_token_se"] = ratio(
-            gain[there], tokens[there], table.documents[there]
-        )
-        found[f"gain_{k}_positive"] = float((gain[there] > 0).mean()) if there.any() else None
+        k, gain = name.removeprefix("bound_"), values - table.log_x
+        found[f"gain_{k}_per_token"], found[f"gain_{k}_per_token_se"] = ratio(gain, tokens, table.documents)
+        found[f"gain_{k}_positive"] = float((gain > 0).mean()) if len(gain) else None
         found[f"gain_{k}_by_place"] = [
             {"from": n / PLACES, "to": (n + 1) / PLACES, "chunks": int(here.sum()), "gain_per_token": value, "se": se}
             for n in range(PLACES)
-            if (here := there & (part == n)).any()
+            if (here := part == n).any()
             for value, se in [ratio(gain[here], tokens[here], table.documents[here])]
         ]
     return found

@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from latent_thoughts.stages.evaluate.compare import Comparison, Model, form_of
+from latent_thoughts.config.evaluate import how
+from latent_thoughts.stages.evaluate.compare import Comparison, Model
 from latent_thoughts.stages.evaluate.repeated import shown as repeated
 from latent_thoughts.stages.evaluate.statistics import SIGNIFICANT
 
@@ -33,7 +34,7 @@ def lines(evaluations: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
         for r in e["results"]:
             yield [
                 e["name"],
-                form_of(e),
+                how(e),
                 "" if r["budget"] is None else f"≤ {r['budget']} ({r['thought_tokens']:.0f})",
                 str(r["accuracy"]["n"]),
                 str(e["samples"]),
@@ -94,34 +95,33 @@ def places_table(counts: dict[str, Any]) -> Table:
 
 
 def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> list[Table]:
-    """Every model's figures, and every pair's difference with its verdict. Models go by letters."""
+    """Every model with its figures, and every pair's difference with its verdict. Models go by letters."""
     letters = {m.name: chr(ord("A") + n) for n, m in enumerate(models)}
-    figures = [
-        [letters[m.name], m.name, *key, str(f["n"]), str(f["seeds"]), share(f)]
-        for m in models
-        for key, f in m.figures.items()
-    ]
+    figures = []
+    for m in models:
+        of_model = [[*key, str(f["n"]), str(f["seeds"]), share(f)] for key, f in m.figures.items()]
+        figures += [[letters[m.name], m.name, *cells] for cells in of_model or [[""] * 5]]
     rows = []
     for c in found:
         d, unit = c.difference, 1 if c.lower else 100
-        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})" if d.n else "nothing to compare"
+        gap = f"{unit * d.value:+.3g} ({unit * d.low:+.3g} to {unit * d.high:+.3g})"
         better = "no difference shown" if c.better is None else f"{letters[c.better]} is better"
         pair = f"{letters[c.first]} − {letters[c.second]}"
         rows.append([c.task, pair, str(d.n), gap, f"{d.p:.2g}", f"{c.adjusted:.2g}", better])
     tests = ", ".join(dict.fromkeys(c.difference.test for c in found))
     note = f"Points of accuracy, or bits per byte (lower is better), with 95 % intervals. p: {tests}; adjusted: false "
-    note += f"discovery rate; a difference is called real below {SIGNIFICANT}."
+    note += f"discovery rate; a difference is called real below {SIGNIFICANT}. Unless p is Welch's, training seeds are "
+    note += "held fixed: it tells of other questions and texts, not of models that are trained anew."
     for c in found:
-        if c.left_out[2]:
-            first, second, either = c.left_out
+        if any(c.unfinished):
+            first, second = letters[c.first], letters[c.second]
             note += (
-                f"\n{letters[c.first]} − {letters[c.second]}: {either} chunks of text are left out, because no thought "
-                f"about them ended ({letters[c.first]}: {first}, {letters[c.second]}: {second}); this flatters the "
-                "model with more of them."
+                f"\n{first} − {second}: of {c.unfinished[0]} chunks no thought of {first} ended, of {c.unfinished[1]} "
+                f"none of {second}; they count with the bound of the empty thought."
             )
     heads = ("what", "models", "n", "difference", "p", "adjusted", "verdict")
-    tables = [_table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")] if figures else []
-    return [*tables, _table("Differences", heads, rows, note)]
+    shown = _table("Models", ("", "model", "task", "form", "n", "seeds", "accuracy"), figures, "")
+    return [shown, _table("Differences", heads, rows, note)]
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> Table:

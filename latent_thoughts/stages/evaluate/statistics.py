@@ -96,6 +96,21 @@ def paired(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.nda
     return Difference(float(gaps.mean()), low, high, p, len(gaps), test)
 
 
+def over_training(first: np.ndarray, second: np.ndarray) -> Difference:
+    """The difference of two models of several training seeds each, from their grades (seeds, questions) of the same
+    questions: Welch's t-test of the seeds' means. What a seed gains or loses it does on all questions at once, which
+    no test over questions sees. Where no seed differs from another there is nothing to go by."""
+    from scipy import stats
+
+    a, b = first.mean(1), second.mean(1)
+    test = f"Welch's t of {len(a)} and {len(b)} training seeds"
+    if not (np.ptp(a) or np.ptp(b)):
+        return Difference(float(a.mean() - b.mean()), math.nan, math.nan, 1.0, first.shape[1], test)
+    found: Any = stats.ttest_ind(a, b, equal_var=False)
+    low, high = found.confidence_interval(0.95)
+    return Difference(float(a.mean() - b.mean()), float(low), float(high), float(found.pvalue), first.shape[1], test)
+
+
 def _exchanged(gaps: np.ndarray, seed: int) -> float:
     from scipy import stats
 

@@ -14,6 +14,7 @@ for the harness's default.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -304,8 +305,8 @@ def _form(benchmark: Benchmark, subject: Subject) -> Row:
 
 
 def solved(benchmark: Benchmark, limit: int | None) -> Sequence[Parts]:
-    """The training split's rows with their reasoning, for fine-tuning."""
-    found: list[Parts] = []
-    for subject in SUBJECTS[benchmark.name]():
-        found += [subject.parts(row) for row in rows(benchmark, subject, "train")]
-    return found[:limit]
+    """The training split's rows with their reasoning, for fine-tuning, its subjects in turn: the first so many are of
+    all of them."""
+    subjects = SUBJECTS[benchmark.name]()
+    found = [[subject.parts(row) for row in rows(benchmark, subject, "train")] for subject in subjects]
+    return [parts for turn in itertools.zip_longest(*found) for parts in turn if parts is not None][:limit]

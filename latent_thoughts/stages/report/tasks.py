@@ -6,8 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from latent_thoughts.config.evaluate import how
 from latent_thoughts.stages.report.charts import COLOURS, DASHES, INK, MARKERS, Series
 from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, mean
+
+Key = tuple[str, str]  # task, and how it was asked
+Budgets = dict[int | None, dict[str, Any]]  # results by budget of thought tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task in one form, and every model that was asked it."""
+    """A task asked in one way, and every model that was asked it so."""
 
     name: str
     form: str
-    shots: int | None
     models: list[Model]
 
     @property
@@ -55,10 +58,10 @@ class Task:
 
 def tasks(results: Results) -> list[Task]:
     """Every task with the models that were asked it, in the order of the table."""
-    found: dict[tuple[Any, ...], Task] = {}
+    found: dict[Key, Task] = {}
     for line, name in _lines(results):
         for key, asked in _by_task(line).items():
-            task = found.setdefault(key, Task(key[0], key[1], key[2], []))
+            task = found.setdefault(key, Task(*key, []))
             task.models.append(Model(name, line.method, _results(asked)))
     return list(found.values())
 
@@ -72,22 +75,25 @@ def _lines(results: Results) -> list[tuple[Line, str]]:
     return found
 
 
-def _by_task(line: Line) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """A line's results by (name, form, shots), one a seed."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def _by_task(line: Line) -> dict[Key, list[Budgets]]:
+    """A line's results by task, one a seed. Of a row that has the same twice, asked with other budgets or k of pass@k,
+    one counts."""
+    found: dict[Key, list[Budgets]] = {}
     for row in line.rows.values():
+        of_row: dict[Key, Budgets] = {}
         for task in row.get("tasks") or []:
-            told = {"chat": task.get("chat_template"), "fine-tuned": task.get("fine_tuned")}
-            form = ", ".join([task["form"], *(name for name, is_so in told.items() if is_so)])
-            found.setdefault((task["name"], form, task.get("shots")), []).append(task)
+            known = of_row.setdefault((task["name"], how(task)), {})
+            known |= {result["budget"]: result for result in task["results"] if result["budget"] not in known}
+        for key, asked in of_row.items():
+            found.setdefault(key, []).append(asked)
     return found
 
 
-def _results(asked: list[dict[str, Any]]) -> list[Result]:
+def _results(asked: list[Budgets]) -> list[Result]:
     budgets: dict[int | None, list[dict[str, Any]]] = {}
-    for task in asked:
-        for result in task["results"]:
-            budgets.setdefault(result["budget"], []).append(result)
+    for of_seed in asked:
+        for budget, result in of_seed.items():
+            budgets.setdefault(budget, []).append(result)
     ordered = sorted(budgets.items(), key=lambda item: (item[0] is not None, item[0] or 0))
     return [Result(budget, _accuracy(entries), _thought_tokens(entries)) for budget, entries in ordered]
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from latent_thoughts import model as models
-from latent_thoughts.config import Benchmark, Engine, Model, Recipe, resolve
+from latent_thoughts.config import Benchmark, Engine, FineTune, Model, Recipe, resolve
+from latent_thoughts.data import format
+from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.engines.torch_engine import TorchEngine
-from latent_thoughts.stages.evaluate import asking, statistics, tasks
+from latent_thoughts.stages.evaluate import asking, fine_tuning, statistics, tasks
 from latent_thoughts.types import UserError
 from tests.stages.evaluate import benchmarks
 
@@ -131,6 +133,27 @@ def test_a_thinking_prompt_is_laid_out_as_in_training(model: Path, tmp_path: Pat
         assert row["thought"] == tokenizer.decode(thought)
         answer = greedy([*prompt, *thought, controls.end], 12, {controls.end, *controls.never_in_thoughts})
         assert row["text"] == tokenizer.decode(answer).split("\n\n")[0].split("Question:")[0]
+
+
+@pytest.mark.parametrize("form", ["direct", "cot"])
+def test_a_fine_tuned_model_is_asked_behind_the_bos_that_it_was_trained_with(
+    model: Path, tmp_path: Path, form: Any
+) -> None:
+    """Of a tokenizer that adds none by itself, too; a text that begins with it does not get another."""
+    from latent_thoughts.stages.evaluate.harness import EngineLM
+
+    config = FineTune(form=form, data=benchmarks.gsm8k(tmp_path / "data"))
+    asked, (tokenizer, controls) = fine_tuning.asked(config), models.load_tokenizer(model)
+    (parts, *_), engine = tasks.solved(asked, 1), TorchEngine(models.load(model, Model()), Engine())
+    trained = fine_tuning.document(Codec(tokenizer), 0, parts, form)
+    ids = format.lay_out(trained, [format.Form.RAW] * 2, controls).ids
+    assert tokenizer.encode("a")[0] != controls.bos
+    lm = EngineLM(engine=engine, tokenizer=models.plain_tokenizer(model), config=models.config_of(model), bos=asked.bos)
+    question = lm.tok_encode(parts.question)
+    assert question == list(ids[: len(question)]) and question[0] == controls.bos
+    assert lm.tok_encode(f"<bos>{parts.question}") == question
+    lm.bos = None
+    assert lm.tok_encode(parts.question) == question[1:]
 
 
 def test_samples_vote_and_are_the_same_when_asked_again(model: Path, tmp_path: Path) -> None:

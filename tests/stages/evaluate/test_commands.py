@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from latent_thoughts import examine
+from latent_thoughts.config import resolve
+from latent_thoughts.store import write_json
 from tests.stages.evaluate import benchmarks
 from tests.test_cli import call
 
@@ -72,3 +75,11 @@ def test_mistakes_are_one_line(
         assert call(monkeypatch, *arguments) == 1, arguments
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latent-thoughts:")]
         assert len(said) == 1 and expected in said[0]
+
+
+def test_a_row_takes_the_place_of_that_of_the_same_model_alone(tmp_path: Path) -> None:
+    own = {"method": "em", "iteration": 1, "samples": 4, "seed": 0, "accuracy": 0.1}
+    others = [{**own, "variant": "paper"}, {**own, "cell": "few"}, {**own, "seed": 1}, {**own, "samples": 16}]
+    write_json(tmp_path / "results.json", {"run": {"seeds": [0]}, "rows": [own, *others]})
+    examine.record(resolve({}), tmp_path, again := {**own, "accuracy": 0.2})
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == [*others, again]

@@ -15,7 +15,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import resolve
 from latent_thoughts.data import records
 from latent_thoughts.em import Run
-from latent_thoughts.stages.evaluate import statistics
+from latent_thoughts.stages.evaluate import evaluate, statistics
 from latent_thoughts.types import UserError
 
 
@@ -50,6 +50,15 @@ def test_nll_equals_a_plain_forward_pass(warm: Run) -> None:
     raw = warm.evaluate(warm.warm_start, thinks=False).counts
     assert raw["nll_per_token"] == pytest.approx(raw_nll(warm, []), abs=1e-5)
     assert raw["bound_4_per_token"] == -raw["nll_per_token"]
+
+
+def test_text_is_not_scored_anew_for_what_it_does_not_depend_on(warm: Run) -> None:
+    key = warm.evaluate(warm.warm_start).key
+    tuning = "evaluate.fine_tune={task: gsm8k, data: nowhere}"
+    for setting, same in (("evaluate.thoughts_kept=9", True), (tuning, True), ("evaluate.bound=[1]", False)):
+        recipe = resolve(warm.recipe.model_dump(), [setting])
+        folders = (warm.warm_start / "train", warm.prepared, warm.warm_start / "evaluate")
+        assert (evaluate(recipe, *folders, thinks=True).key == key) == same, setting
 
 
 def test_more_draws_do_not_lower_the_bound(warm: Run) -> None:
@@ -88,10 +97,12 @@ def test_ratio_and_its_error_against_a_bootstrap() -> None:
     assert error == pytest.approx(np.std([v / s for v, s in draws]), rel=0.1)
 
 
-def test_a_model_that_never_ends_a_thought_has_no_bound(warm: Run) -> None:
-    """With room for one token hardly a thought ends; what has no finite bound is null, never NaN."""
+def test_a_model_that_hardly_ends_a_thought_has_a_bound(warm: Run) -> None:
+    """With room for one token hardly a thought ends: no chunk is left out, and how many have the empty one is said."""
     recipe = resolve(warm.recipe.model_dump(), ["sample.max_thought_tokens=1"])
     counts = Run(recipe, warm.folder).evaluate(warm.warm_start).counts
-    assert counts["bound_1_unfinished"] == counts["bound_4_unfinished"]
-    assert (counts["bound_4_per_token"] is None) == (counts["bound_4_unfinished"] == 1)
+    rows = pq.read_table(warm.warm_start / "evaluate" / "likelihood-00000.parquet").to_pylist()
+    assert 0 < counts["bound_4_unfinished"] == np.mean([dict(r["finished"])[4] == 0 for r in rows])
+    bounds = [dict(r["bounds"])[4] for r in rows]
+    assert counts["bound_4_per_token"] == pytest.approx(sum(bounds) / sum(r["tokens"] for r in rows))
     json.dumps(counts, allow_nan=False)

@@ -74,6 +74,20 @@ def test_documents_are_drawn_whole() -> None:
     assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.1)
 
 
+def test_equal_models_of_several_seeds_are_seldom_called_different() -> None:
+    """Seeds that vary by 3 points: a test over questions calls a third of equal pairs different."""
+    rng, base = np.random.default_rng(1), np.random.default_rng(2).beta(1, 2, 500)
+
+    def model() -> np.ndarray:
+        return np.array([rng.random(500) < np.clip(base + gain, 0, 1) for gain in rng.normal(0, 0.03, 5)], float)
+
+    found = [statistics.over_training(model(), model()) for _ in range(100)]
+    assert np.mean([d.p < 0.05 for d in found]) <= 0.1
+    assert np.mean([d.low < 0 < d.high for d in found]) >= 0.9
+    same = statistics.over_training(np.ones((2, 4)), np.ones((2, 4)))
+    assert same.p == 1 and same.value == 0
+
+
 def test_many_comparisons_raise_p() -> None:
     differences = {n: statistics.Difference(0.1, 0, 0.2, p, 100, "") for n, p in enumerate([0.01, 0.04, 0.5, 0.9])}
     found = statistics.significant(differences)

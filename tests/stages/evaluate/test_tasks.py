@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,20 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=expected) as error:
         prompts(Benchmark(name="gsm8k", form="latent", data=str(folder)))
     assert "\n" not in str(error.value)
+
+
+def test_few_training_rows_are_of_all_subjects(tmp_path: Path) -> None:
+    kinds = ["Algebra"] * 8 + ["Geometry"] * 2 + ["Number Theory"] * 5
+    train = [{**benchmarks.MATH[0], "problem": kind, "type": kind} for kind in kinds]
+    data = benchmarks.write(tmp_path, [], train)
+    asked = Benchmark(name="math", data=data)
+
+    def taken(limit: int | None) -> Counter[str]:
+        return Counter(parts.question.split("\n")[1] for parts in tasks.solved(asked, limit))
+
+    assert taken(3) == {"Algebra": 1, "Geometry": 1, "Number Theory": 1}
+    assert taken(9) == {"Algebra": 4, "Geometry": 2, "Number Theory": 3}
+    assert taken(None) == Counter(kinds)
 
 
 def test_rows_of_no_known_type_are_named(tmp_path: Path) -> None:

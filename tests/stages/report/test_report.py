@@ -193,11 +193,11 @@ def test_tasks_are_shown(tmp_path: Path) -> None:
     run = save(tmp_path, rows)
     write(run)
     said = Page(run / "report.html").text
-    assert "gsm8kcot100 questions25.0 ± 5.0 %" in said
-    assert "gsm8klatent≤ 64 (32)100 questions60.0 ± 5.0 %" in said
+    assert "gsm8kcot, shots 5100 questions25.0 ± 5.0 %" in said
+    assert "gsm8klatent, shots 5≤ 64 (32)100 questions60.0 ± 5.0 %" in said
     drawn = {path.stem for path in (run / "figures").glob("*.svg")}
-    assert {"tasks", "budget_1_gsm8k_latent"} <= drawn
-    assert "budget_0_gsm8k_cot" not in drawn
+    assert {"tasks", "budget_1_gsm8k_latent_shots_5"} <= drawn
+    assert "budget_0_gsm8k_cot_shots_5" not in drawn
 
 
 def test_tasks_over_seeds(tmp_path: Path) -> None:
@@ -205,6 +205,22 @@ def test_tasks_over_seeds(tmp_path: Path) -> None:
     shown = table.tasks_table(results(tmp_path, rows))
     assert shown is not None
     assert shown.lines[0][2][-2:] == ["2 seeds", "50.0 ± 10.0 %"]
+
+
+def test_tasks_that_were_asked_otherwise_are_not_averaged(tmp_path: Path) -> None:
+    """Of results that differ in their budgets alone, which answer alike, one counts."""
+    short, long = task(0.1, 8, form="latent"), task(0.1, 8, form="latent")
+    long["results"] += task(0.3, 64)["results"]
+    asked = [task(0.4), task(0.8, samples=4, temperature=0.6), task(0.9, shots=0, fine_tuned=True), short, long]
+    shown = table.tasks_table(results(tmp_path, [em_row(tasks=asked)]))
+    assert shown is not None
+    assert [(cells[2], cells[3], cells[5]) for *_, cells in shown.lines] == [
+        ("cot, shots 5", "", "40.0 ± 5.0 %"),
+        ("cot, shots 5, samples 4, temperature 0.6", "", "80.0 ± 5.0 %"),
+        ("cot, fine-tuned", "", "90.0 ± 5.0 %"),
+        ("latent, shots 5", "≤ 8 (4)", "10.0 ± 5.0 %"),
+        ("latent, shots 5", "≤ 64 (32)", "30.0 ± 5.0 %"),
+    ]
 
 
 def test_page_needs_nothing_from_outside(tmp_path: Path) -> None:
