@@ -365,12 +365,14 @@ def _tell(folder: Path, counts: dict[str, object]) -> None:
     """Prints a stage's counts."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=str(folder), show_header=False, title_justify="left")
+    title = Text(str(folder), "table.title")  # as text: what stands in a path's brackets is no markup
+    table = Table(title=title, show_header=False, title_justify="left")
     for name, value in counts.items():
         if isinstance(value, list | dict):  # tables of their own: the manifest has them
             continue
-        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
+        table.add_row(Text(name), Text(f"{value:,.4g}" if isinstance(value, float) else str(value)))
     Console().print(table)
 
 

@@ -71,6 +71,14 @@ def test_ask_shows_thought_and_answer(
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.parametrize("name", ["m[lr=3]", "m[/x]"])
+def test_brackets_in_a_path_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, name: str
+) -> None:
+    assert call(monkeypatch, "prepare", str(recipe), "--out", str(tmp_path / name)) == 0
+    assert f"{name}/prepare" in "".join(capsys.readouterr().out.split("\n")[:4])  # a long path takes several lines
+
+
 def mistakes(tmp_path: Path, small: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str], str]]:
     """Name: (recipe, arguments, what the line says)."""
     lines = tmp_path / "bad.jsonl"

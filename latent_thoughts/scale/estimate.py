@@ -9,6 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
@@ -57,7 +58,7 @@ def show(plan: Plan, json: Path | None = None) -> None:
     title = f"{settings.devices} x {plan.device.name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in _columns(plan):
-        table.add_column(name, justify="left" if name == "Stage" else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if name == "Stage" else "right", no_wrap=True)
     groups = _alike(plan.works)
     hours = {name: sum(map(plan.hours, group)) for name, group in groups.items()}
     longest = max(hours, key=lambda name: hours[name])
@@ -69,7 +70,7 @@ def show(plan: Plan, json: Path | None = None) -> None:
     console.print(table)
     console.print("Tokens by stage; hours of a device; time with all of them.", style="dim")
     for line in _assumptions(plan):
-        console.print(line, style="dim", highlight=False)
+        console.print(Text(line, "dim"))  # as text: a teacher's name may have brackets
     if total := sum(hours.values()):
         console.print(f"The longest pole: {longest}, {hours[longest] / total:.0%} of the time.", highlight=False)
     if json is not None:

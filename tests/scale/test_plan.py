@@ -113,6 +113,11 @@ def test_the_plan_of_the_castle_measures_this_machine(capsys: pytest.CaptureFixt
     ]
 
 
+def test_brackets_in_a_teachers_name_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    show(estimate(load_recipe(RECIPES / "paper/warm_start.yaml", ["synthesize.teacher.model='a[/b]'"])))
+    assert "Teacher: a[/b] reads" in capsys.readouterr().out
+
+
 def test_documents_are_counted_where_they_are_too_many_to_read(tmp_path: Path) -> None:
     file = tmp_path / "many.jsonl"
     file.write_text(
