@@ -353,12 +353,13 @@ def ask(
 
     from latent_thoughts.ask import ask as think
     from latent_thoughts.model import set_up_torch
+    from latent_thoughts.runlog import printable
 
     set_up_torch(None)
     thought, answer = think(model, question, seed, temperature, max_thought_tokens, max_answer_tokens)
     console = Console()
-    console.print(Text(thought, style="dim"))
-    console.print(Text(answer))
+    console.print(Text(printable(thought), style="dim"))
+    console.print(Text(printable(answer)))
 
 
 def _tell(folder: Path, counts: dict[str, object]) -> None:
@@ -418,7 +419,9 @@ def _no_space(error: BaseException) -> str | None:
 
 
 def _end(line: str) -> None:
-    print(f"latent-thoughts: {line}", file=sys.stderr)
+    from latent_thoughts.runlog import printable
+
+    print(f"latent-thoughts: {printable(line)}", file=sys.stderr)  # an error may quote a line of a corpus
     sys.exit(1)
 
 

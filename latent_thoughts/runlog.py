@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 import uuid
@@ -28,6 +29,12 @@ from latent_thoughts.store import atomic, held_run
 from latent_thoughts.types import UserError
 
 console = Console(stderr=True)
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1, but for tab and newline
+
+
+def printable(text: str) -> str:
+    """What a model or a corpus said, for a terminal, which would obey the control characters in it."""
+    return CONTROLS.sub("", text)
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

@@ -79,6 +79,18 @@ def test_brackets_in_a_path_are_no_markup(
     assert f"{name}/prepare" in "".join(capsys.readouterr().out.split("\n")[:4])  # a long path takes several lines
 
 
+def test_a_terminal_is_not_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Neither by a model's text nor by a corpus that an error quotes."""
+    hostile = "a\tb\n\x1b]0;owned\x07\x1b[2J\x9b2J\x7f\rc"
+    monkeypatch.setattr("latent_thoughts.ask.ask", lambda *_: (hostile, hostile))
+    assert call(monkeypatch, "ask", str(tmp_path), "why?") == 0
+    assert capsys.readouterr().out == "a       b\n]0;owned[2J2Jc\n" * 2  # rich sets a tab as spaces
+    assert call(monkeypatch, "report", str(tmp_path / hostile)) == 1
+    assert not set(capsys.readouterr().err) & set("\x1b\x07\x9b\x7f\r")
+
+
 def mistakes(tmp_path: Path, small: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str], str]]:
     """Name: (recipe, arguments, what the line says)."""
     lines = tmp_path / "bad.jsonl"
