@@ -98,9 +98,9 @@ def verdict(em: Line, rival: Line, metric: str) -> str | None:
 
 def _evidence(found: Difference, metric: str) -> str:
     seeds = f"higher in {found.higher} of {found.seeds} seeds" if found.seeds > 1 else "one seed only"
-    if found.margin is None:
+    if found.interval is None:
         return seeds
-    low, high = found.value - found.margin, found.value + found.margin
+    low, high = found.interval
     over = "" if found.seeds > 1 else " over its answers"
     return f"95 % interval{over} {_signed(low, metric, bare=True)} to {_signed(high, metric)}; {seeds}"
 

@@ -251,34 +251,57 @@ def load(folder: Path) -> Results:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of two lines, paired by seed. `margin` is half a 95 % interval, None where none is known."""
+    """Of two lines, paired by seed. `interval` is of 95 %, None where none is known."""
 
     value: float
-    margin: float | None
+    interval: tuple[float, float] | None
     higher: int  # seeds in which the first is above
     seeds: int
 
     @property
     def settled(self) -> bool:
-        return self.margin is not None and abs(self.value) > self.margin
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
-def difference(first: Line, second: Line, name: str) -> Difference | None:
-    """Paired by seed, with Student's interval from three seeds on; None where no seed has both.
+def difference(first: Line, second: Line, name: str, least: int = 3) -> Difference | None:
+    """Paired by seed; None where no seed has both.
 
-    A single seed's interval is that of its answers (binomial).
+    From `least` seeds on with Student's interval, a single seed with that of its answers. Of accuracies the former is
+    no narrower than the latter: a few seeds that happen to agree are no proof.
     """
-    pairs = [(figure(row, name), figure(second.rows.get(seed, {}), name)) for seed, row in first.rows.items()]
-    gaps = [a - b for a, b in pairs if a is not None and b is not None]
-    found = mean(gaps)
-    if found is None:
+    pairs = [(row, second.rows.get(seed, {})) for seed, row in first.rows.items()]
+    pairs = [(a, b) for a, b in pairs if figure(a, name) is not None and figure(b, name) is not None]
+    gaps = [(figure(a, name) or 0.0) - (figure(b, name) or 0.0) for a, b in pairs]
+    if not gaps:
         return None
-    margin = None
-    if found.error is not None:
-        # Two seeds leave one degree of freedom: an interval wider than any accuracy, which says nothing.
-        from scipy import stats  # heavy, and wanted here alone
+    known = [_over_seeds(gaps), _over_answers(pairs) if name == "accuracy" else None]
+    there = [found for found in known if found and (len(gaps) == 1 or len(gaps) >= least)]
+    interval = (min(low for low, _ in there), max(high for _, high in there)) if there else None
+    return Difference(sum(gaps) / len(gaps), interval, sum(g > 0 for g in gaps), len(gaps))
 
-        margin = float(stats.t.ppf(0.975, found.n - 1)) * found.error if found.n > 2 else None
-    elif (a := first.mean(name)) and (b := second.mean(name)) and a.error is not None and b.error is not None:
-        margin = 1.96 * math.hypot(a.error, b.error)
-    return Difference(found.value, margin, sum(g > 0 for g in gaps), len(gaps))
+
+def _over_seeds(gaps: list[float]) -> tuple[float, float] | None:
+    """Student's; None where the gaps do not differ, which tells nothing of other seeds."""
+    from scipy import stats  # heavy, and wanted here alone
+
+    if np.ptp(gaps) < 1e-9:  # what rounding leaves
+        return None
+    low, high = stats.ttest_1samp(gaps, 0.0).confidence_interval()
+    return float(low), float(high)
+
+
+def _over_answers(pairs: list[tuple[Row, Row]]) -> tuple[float, float] | None:
+    """Of the difference of two shares, from Wilson's intervals of each, which are sound near 0 and 1 too (Newcombe
+    1998, method 10). As if the two were asked different questions. None where it is not known how many were asked."""
+    from scipy import stats
+
+    shares = []
+    for rows in zip(*pairs, strict=True):
+        counts = [int(figure(row, "accuracy_n") or 0) for row in rows]
+        if not all(counts):
+            return None
+        right = sum(round((figure(row, "accuracy") or 0.0) * n) for row, n in zip(rows, counts, strict=True))
+        found = stats.binomtest(right, sum(counts)).proportion_ci(method="wilson")
+        shares.append((right / sum(counts), float(found.low), float(found.high)))
+    (a, a_low, a_high), (b, b_low, b_high) = shares
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)

@@ -201,11 +201,11 @@ def documents_table(results: Results) -> Table | None:
 
 
 def points(found: Difference | None) -> str:
-    """A difference of shares in percentage points."""
+    """A difference of shares in percentage points, with its interval."""
     if found is None:
         return ""
-    error = f" ± {100 * found.margin:.1f}" if found.margin is not None else ""
-    return f"{100 * found.value:+.1f}{error}".replace("-", "−")
+    interval = " ({:+.1f} to {:+.1f})".format(*(100 * end for end in found.interval)) if found.interval else ""
+    return f"{100 * found.value:+.1f}{interval}".replace("-", "−")
 
 
 def tasks_table(results: Results) -> Table | None:

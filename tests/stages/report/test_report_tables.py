@@ -118,7 +118,36 @@ def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
     gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
     assert gap is not None and (gap.higher, gap.seeds) == (3, 3)
     assert gap.value == pytest.approx(0.35)
-    assert gap.margin == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
+    assert gap.interval is not None
+    assert gap.interval[1] - gap.value == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
+    assert gap.value - gap.interval[0] == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("em", "rival", "n", "interval"),
+    [  # Newcombe 1998, table II: (a) 56/70 and 48/80 and (h) 10/10 and 0/10, method 10
+        ([56 / 70], [48 / 80], (70, 80), (0.0524, 0.3339)),
+        ([1.0], [0.0], (10, 10), (0.6075, 1.0)),
+        ([1.0], [0.0], (1, 1), (-0.1221, 1.0)),
+        ([0.53125, 0.28125, 0.78125], [0.5, 0.25, 0.75], (32, 32), (-0.1082, 0.1690)),
+    ],
+)
+def test_an_interval_is_no_narrower_than_that_of_the_answers(
+    tmp_path: Path, em: list[float], rival: list[float], n: tuple[int, int], interval: tuple[float, float]
+) -> None:
+    rows = [em_row(seed=s, accuracy=a, accuracy_n=n[0]) for s, a in enumerate(em)]
+    rows += [row("oracle", seed=s, accuracy=a, accuracy_n=n[1]) for s, a in enumerate(rival)]
+    found = results(tmp_path, rows)
+    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
+    assert gap is not None and gap.interval == pytest.approx(interval, abs=1e-4)
+
+
+def test_equal_gaps_of_likelihoods_have_no_interval(tmp_path: Path) -> None:
+    rows = [em_row(seed=s, nll_per_token=1.3 + s / 10) for s in range(3)]
+    rows += [row("oracle", seed=s, nll_per_token=1.2 + s / 10) for s in range(3)]
+    found = results(tmp_path, rows)
+    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "nll_per_token")  # pyright: ignore
+    assert gap is not None and gap.interval is None and not gap.settled
 
 
 def test_without_em_iterations_it_says_so(tmp_path: Path) -> None:
