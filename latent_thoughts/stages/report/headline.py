@@ -1,5 +1,6 @@
 """The result in plain words. It claims no more than the figures carry: a difference counts as settled
-only when zero lies outside its 95 % interval over seeds."""
+only when zero lies outside its 95 % interval over seeds. A single seed's interval is over its answers, and what is
+said of it is said of these answers alone."""
 
 from __future__ import annotations
 
@@ -88,12 +89,13 @@ def verdict(em: Line, rival: Line, metric: str) -> str | None:
         return None
     name, sign = IN_WORDS.get(rival.method, rival.name), -1 if metric == "nll_per_token" else 1
     evidence = _evidence(found, metric)
+    where = " on these answers, one seed" if found.seeds == 1 and found.interval else ""
     if found.seeds == 2:
         return f"EM against {name}: {_signed(found.value, metric)} ({evidence}; two are too few for an interval)."
     if not found.settled:
-        return f"Not settled between EM and {name}: {_signed(found.value, metric)} ({evidence})."
+        return f"Not settled between EM and {name}{where}: {_signed(found.value, metric)} ({evidence})."
     place = "ahead of" if sign * found.value > 0 else "behind"
-    return f"EM is {place} {name}: {_signed(found.value, metric)} ({evidence})."
+    return f"EM is {place} {name}{where}: {_signed(found.value, metric)} ({evidence})."
 
 
 def _evidence(found: Difference, metric: str) -> str:
@@ -101,8 +103,8 @@ def _evidence(found: Difference, metric: str) -> str:
     if found.interval is None:
         return seeds
     low, high = found.interval
-    over = "" if found.seeds > 1 else " over its answers"
-    return f"95 % interval{over} {_signed(low, metric, bare=True)} to {_signed(high, metric)}; {seeds}"
+    ends = f"{_signed(low, metric, bare=True)} to {_signed(high, metric)}"
+    return f"95 % interval {ends}; {seeds}" if found.seeds > 1 else f"95 % interval over the answers {ends}"
 
 
 def _signed(value: float, metric: str, bare: bool = False) -> str:

@@ -111,6 +111,16 @@ def test_verdicts_claim_no_win_that_is_not_there(
     assert f"EM answers {100 * sum(em) / 3:.0f} % right, the warm start trained as long" in said.title
 
 
+def test_of_one_seed_nothing_is_said_but_of_its_answers(tmp_path: Path) -> None:
+    said = headline.headline(results(tmp_path, [em_row(accuracy=0.9), row("oracle", accuracy=0.5)]))
+    assert said.verdicts[0] == (
+        "EM is ahead of oracle thoughts on these answers, one seed: +40.0 points "
+        "(95 % interval over the answers +27.8 to +50.6 points)."
+    )
+    said = headline.headline(results(tmp_path, [em_row(accuracy=None), row("oracle", accuracy=None)]))
+    assert said.verdicts[0].startswith("Not settled between EM and oracle thoughts: +0.000 nats per token (one seed")
+
+
 def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
     rows = [em_row(seed=n, accuracy=a) for n, a in enumerate((0.9, 0.8, 0.85))]
     rows += [row("oracle", seed=n, accuracy=0.5) for n in (2, 1, 0)]
