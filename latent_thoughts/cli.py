@@ -15,7 +15,7 @@ from latent_thoughts import __version__, places
 from latent_thoughts.types import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from latent_thoughts.em import Run
+    from latent_thoughts.em import Loop, Run
 
     Anywhere = Path
 else:
@@ -67,6 +67,15 @@ def _run(
     return Run(loaded, out)
 
 
+def _loop(run: Run, iteration: int, first: int = 0) -> Loop:
+    """The run's EM. Raises UserError for an iteration before `first`."""
+    from latent_thoughts.em import Loop
+
+    if iteration < first:
+        raise UserError(f"--iteration is {first} or more here, not {iteration} (0 is the warm start)")
+    return Loop(run, "em", run.recipe.sample, run.folder)
+
+
 @app.command
 def demo(
     *,
@@ -112,9 +121,12 @@ def experiment(
 
 def _integers(text: str, name: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UserError(f"{name} must be whole numbers with commas between them, not {text!r}") from None
+    if twice := [number for number in found if found.count(number) > 1]:
+        raise UserError(f"{name} has {twice[0]} more than once")
+    return found
 
 
 @app.command
@@ -154,12 +166,16 @@ def prompts(folder: Annotated[Place, Parameter(help="Where they go; files that a
 @app.command
 def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 1) -> None:
     """E-step: infer thoughts for the corpus with the model of the iteration before."""
-    from latent_thoughts.em import Loop
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides)
-        loop = Loop(run, "em", run.recipe.sample, out)
+        loop, last = _loop(run, iteration, first=1), run.recipe.em.iterations
+        if iteration > last:
+            raise UserError(
+                f"--iteration {iteration} is beyond em.iterations, which is {last}: K and temperature are laid out "
+                f"over them, so set em.iterations={iteration} or more"
+            )
         _tell(loop.iteration(iteration) / "sample", loop.sample(iteration).counts)
 
 
@@ -169,13 +185,12 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
 
     On several GPUs: torchrun --nproc-per-node 8 -m latent_thoughts.cli train RECIPE --out RUN
     """
-    from latent_thoughts.em import Loop
     from latent_thoughts.store import run_lock
 
     main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with run_lock(out) if main else contextlib.nullcontext():
         run = _run(recipe, out, overrides, processes=True)
-        loop = Loop(run, "em", run.recipe.sample, out)
+        loop = _loop(run, iteration)
         manifest = run.train_warm_start() if iteration == 0 else loop.train(iteration)
         if main:
             _tell(loop.iteration(iteration) / "train", manifest.counts)
@@ -195,7 +210,7 @@ def evaluate(
     """Likelihood, bound and answers of an iteration's model on held-out documents, and the recipe's tasks."""
     from rich.console import Console
 
-    from latent_thoughts import em, examine
+    from latent_thoughts import examine
     from latent_thoughts.stages.evaluate.shown import places_table
     from latent_thoughts.store import run_lock
 
@@ -204,7 +219,7 @@ def evaluate(
         if model is not None:
             _tell_tasks(examine.evaluate_model(run.recipe, model, out))
             return
-        loop = em.Loop(run, "em", run.recipe.sample, out)
+        loop = _loop(run, iteration)
         row, evaluated = loop.evaluate(iteration)
         _tell(loop.iteration(iteration) / "evaluate", evaluated.counts)
         Console().print(places_table(evaluated.counts))

@@ -140,10 +140,28 @@ def test_other_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["em", str(tmp_path / "no.yaml"), "--out", str(tmp_path)], "no.yaml does not exist"),
         (["demo", "--seeds", "0,x", "--out", str(tmp_path)], "--seeds must be whole numbers"),
         (["ask", str(tmp_path), "why?"], "is not a model folder"),
+        (["demo", "--seeds", "0,1,0", "--out", str(tmp_path)], "--seeds has 0 more than once"),
         (["report", str(tmp_path)], "results.json"),
     ):
         assert call(monkeypatch, *arguments) == 1
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "iteration", "expected"),
+    [
+        ("sample", "0", "--iteration is 1 or more here, not 0"),
+        ("sample", "2", "--iteration 2 is beyond em.iterations, which is 1"),
+        ("train", "-1", "--iteration is 0 or more here, not -1"),
+        ("evaluate", "-1", "--iteration is 0 or more here, not -1"),
+    ],
+)
+def test_an_iteration_that_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path,
+    verb: str, iteration: str, expected: str,
+) -> None:  # fmt: skip
+    assert call(monkeypatch, verb, str(recipe), "--out", str(tmp_path / "run"), f"--iteration={iteration}") == 1
+    assert expected in capsys.readouterr().err
 
 
 def test_a_stage_without_its_input_says_so(

@@ -238,7 +238,8 @@ def load(folder: Path) -> Results:
     if not path.exists():
         raise UserError(f"{folder} holds no results.json: run latent-thoughts em or demo first")
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} holds no rows: it was not written by latent-thoughts")
     recipe = folder / "recipe.yaml"
     text = content(recipe).decode("utf-8", "replace") if recipe.exists() else ""
@@ -246,7 +247,7 @@ def load(folder: Path) -> Results:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
         values = None  # the page shows the text as it is; only the run's own K is read from it
-    return Results(found.get("run") or {}, found["rows"], values if isinstance(values, dict) else {}, text)
+    return Results(found.get("run") or {}, rows, values if isinstance(values, dict) else {}, text)
 
 
 @dataclass(frozen=True, slots=True)

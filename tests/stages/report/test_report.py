@@ -257,6 +257,13 @@ def test_runs_that_lack_something_get_a_report(tmp_path: Path, rows: list[dict[s
     assert "<h1>" in (run / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("held", [[], {"rows": {}}, {"rows": ["em", 1]}, {"rows": [None]}])
+def test_results_that_are_none_are_named(tmp_path: Path, held: Any) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    with pytest.raises(UserError, match=r"results\.json holds no rows"):
+        write(tmp_path)
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     run = save(tmp_path, [em_row()])
     add_texts(run)
