@@ -56,15 +56,21 @@ def _run(
     from latent_thoughts.em import Run
     from latent_thoughts.model import set_up_torch
     from latent_thoughts.parallel import launched
-    from latent_thoughts.runlog import save_recipe
 
     if launched() > 1 and not processes:
         raise UserError("of the commands train alone runs in several processes: start this one without torchrun")
     limits = [] if limit is None else [f"data.limit={limit}"]
     loaded = load_recipe(recipe, [*(overrides or []), *limits])
     set_up_torch(loaded.threads)
-    save_recipe(loaded, out)
     return Run(loaded, out)
+
+
+def _record(run: Run, made: Path) -> None:
+    """Leaves the recipe in the run folder, before its stage `made` is made."""
+    from latent_thoughts.runlog import record_recipe
+
+    if told := record_recipe(run.recipe, run.folder, made):
+        print(f"latent-thoughts: {told}", file=sys.stderr)
 
 
 def _loop(run: Run, iteration: int, first: int = 0) -> Loop:
@@ -135,7 +141,9 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit:
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
-        _tell(out / "prepare", _run(recipe, out, overrides, limit).prepare().counts)
+        run = _run(recipe, out, overrides, limit)
+        _record(run, run.prepared)
+        _tell(run.prepared, run.prepare().counts)
 
 
 @app.command
@@ -151,7 +159,9 @@ def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes
 
     with run_lock(out):
         run = replace(_run(recipe, out, overrides), approve=approval(yes))
-        _tell(run.synthesized(run.recipe.synthesize.method), run.synthesize().counts)
+        folder = run.synthesized(run.recipe.synthesize.method)
+        _record(run, folder)
+        _tell(folder, run.synthesize().counts)
 
 
 @app.command
@@ -176,7 +186,9 @@ def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iterati
                 f"--iteration {iteration} is beyond em.iterations, which is {last}: K and temperature are laid out "
                 f"over them, so set em.iterations={iteration} or more"
             )
-        _tell(loop.iteration(iteration) / "sample", loop.sample(iteration).counts)
+        folder = loop.iteration(iteration) / "sample"
+        _record(run, folder)
+        _tell(folder, loop.sample(iteration).counts)
 
 
 @app.command
@@ -191,9 +203,12 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
     with run_lock(out) if main else contextlib.nullcontext():
         run = _run(recipe, out, overrides, processes=True)
         loop = _loop(run, iteration)
+        folder = loop.iteration(iteration) / "train"
+        if main:
+            _record(run, folder)
         manifest = run.train_warm_start() if iteration == 0 else loop.train(iteration)
         if main:
-            _tell(loop.iteration(iteration) / "train", manifest.counts)
+            _tell(folder, manifest.counts)
 
 
 @app.command
@@ -217,11 +232,14 @@ def evaluate(
     with run_lock(out):
         run = _run(recipe, out, overrides)
         if model is not None:
+            _record(run, out / "tasks")
             _tell_tasks(examine.evaluate_model(run.recipe, model, out))
             return
         loop = _loop(run, iteration)
+        folder = loop.iteration(iteration) / "evaluate"
+        _record(run, folder)
         row, evaluated = loop.evaluate(iteration)
-        _tell(loop.iteration(iteration) / "evaluate", evaluated.counts)
+        _tell(folder, evaluated.counts)
         Console().print(places_table(evaluated.counts))
         _tell_tasks(row["tasks"])
         examine.record(run.recipe, out, row)

@@ -54,6 +54,10 @@ def test_stage_by_stage_equals_em(monkeypatch: pytest.MonkeyPatch, recipe: Path,
         a, b = (json.loads((Path(run) / stage / "manifest.json").read_text()) for run in (one, whole))
         assert a["key"] == b["key"]
         assert {**a["counts"], "seconds": 0} == {**b["counts"], "seconds": 0}
+    saved = (tmp_path / "one" / "recipe.yaml").read_text()
+    assert call(monkeypatch, "evaluate", name, "train.lr=3e-4", "evaluate.documents=4", "--out", one) == 0
+    assert (tmp_path / "one" / "recipe.yaml").read_text() == saved  # its models were made with that
+    assert "documents: 4" in (tmp_path / "one" / "recipe.iter_00.evaluate.yaml").read_text()
     assert (tmp_path / "whole" / "report.html").exists()
     assert call(monkeypatch, "report", whole) == 0
 
