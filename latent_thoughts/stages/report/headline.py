@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latent_thoughts.stages.report.summary import Difference, Line, Mean, Results, difference
+from latent_thoughts.stages.report.summary import Difference, Line, Mean, Results, difference, percents
 
 IN_WORDS = {
     "raw": "raw text",
@@ -78,7 +78,7 @@ def _title(lines: list[Line], metric: str) -> str:
 
 def amount(found: Mean, metric: str) -> str:
     if metric == "accuracy":
-        return f"{100 * found.value:.0f} %"
+        return f"{percents(found.value)} %"
     return f"{found.value:.3f} nats per token".replace("-", "−")
 
 

@@ -67,6 +67,12 @@ def bound_name(samples: str) -> str:
     return "L" + samples.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
+def percents(value: float) -> str:
+    """A share in percent, without decimals but for one near 0 and 100: 0.125 is 13, and 0.996 is not 100 but 99.6."""
+    shown = round(100 * value, 6)  # 14.5 and not 14.499999999999998
+    return f"{shown:.1f}" if 0 < shown < 2 or 98 < shown < 100 else f"{math.floor(shown + 0.5)}"
+
+
 def mean(values: Iterable[float | None]) -> Mean | None:
     """Mean and standard error of the values that are there; None where there are none."""
     there = np.array([v for v in values if v is not None and math.isfinite(v)], float)

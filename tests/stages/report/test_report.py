@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hand_made import add_many, add_texts, em_row, results, row, save
 
-from latent_thoughts.stages.report import pack, plots, summary, table, texts
+from latent_thoughts.stages.report import pack, parts, plots, summary, table, texts
 from latent_thoughts.stages.report import report as write
 from latent_thoughts.stages.report.page import script_json
 from latent_thoughts.types import UserError
@@ -237,6 +237,38 @@ def test_figures_are_written_and_take_the_pages_colour(tmp_path: Path) -> None:
         *("accuracy_known", "accuracy_unknown", "cost", "health_shares", "health_draws", "health_gain"),
     } == names
     assert all("style=" not in figure.svg and "currentColor" in figure.svg for figure in drawn)
+
+
+def texts_of(figure: Any) -> dict[str, float]:
+    """Every text of a figure that was drawn, with where it begins, as a share of the figure's width."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return {t.get_text(): t.get_window_extent(canvas.get_renderer()).x0 / figure.bbox.width for t in shown}
+
+
+def test_small_gains_and_single_iterations_can_be_read(tmp_path: Path) -> None:
+    found = results(tmp_path, [em_row(gain_per_token=0.0032)])
+    chart = next(f for f in parts.figures(found) if f.name == "health_gain")
+    shown = texts_of(plots.draw(chart))
+    assert "0.0032  gain" in shown
+    assert {"0.0032", "1"} <= set(shown) and not [text for text in shown if text.startswith(("0.9", "1."))]
+    assert min(shown.values()) > 0  # nothing is cut off
+    several = results(tmp_path, [row("warm_start"), *(em_row(iteration=n) for n in (1, 2))])
+    shown = texts_of(plots.draw(next(f for f in parts.figures(several) if f.name == "accuracy")))
+    assert {"start", "1", "2", "100 %"} <= set(shown) and "0.5" not in shown
+
+
+@pytest.mark.parametrize("name", ["tasks", "cost"])
+def test_long_names_keep_their_first_letters(tmp_path: Path, name: str) -> None:
+    model = "m" * 40
+    rows = [row(m, tasks=[task(0.3)]) for m in ("warm_start_matched", model)]
+    chart = next(f for f in parts.figures(results(tmp_path, rows)) if f.name == name)
+    shown = texts_of(plots.draw(chart))
+    assert min(shown.values()) > 0 and any(text.endswith("m" * 30) for text in shown)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,24 @@ def test_verdicts_claim_no_win_that_is_not_there(
     assert f"EM answers {100 * sum(em) / 3:.0f} % right, the warm start trained as long" in said.title
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.996, "99.6"),
+        (1.0, "100"),
+        (0.0, "0"),
+        (0.004, "0.4"),
+        (0.125, "13"),
+        (0.175, "18"),
+        (0.145, "15"),
+        (0.5, "50"),
+    ],
+)
+def test_shares_are_rounded_as_one_would_and_not_to_all_or_nothing(share: float, shown: str) -> None:
+    assert summary.percents(share) == shown
+    assert headline.amount(summary.Mean(share), "accuracy") == f"{shown} %"
+
+
 def test_of_one_seed_nothing_is_said_but_of_its_answers(tmp_path: Path) -> None:
     said = headline.headline(results(tmp_path, [em_row(accuracy=0.9), row("oracle", accuracy=0.5)]))
     assert said.verdicts[0] == (
