@@ -71,7 +71,8 @@ def _title(lines: list[Line], metric: str) -> str:
     """EM answers 96 % of held-out questions right, the warm start trained as long 54 %, raw text 12 %."""
     found = [(TITLES.get(line.method, line.name), amount(m, metric)) for line in lines if (m := line.mean(metric))]
     (name, first), *others = found
-    begin = f"{name} answers {first} right" if metric == "accuracy" else f"Held-out likelihood: {name} {first}"
+    what = "Loss on held-out text (lower is better)" if metric == "nll_per_token" else "Held-out likelihood"
+    begin = f"{name} answers {first} right" if metric == "accuracy" else f"{what}: {name} {first}"
     title = ", ".join([begin, *[f"{name} {value}" for name, value in others]])
     return title[0].upper() + title[1:]
 

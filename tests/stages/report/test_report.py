@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hand_made import add_many, add_texts, em_row, results, row, save
 
-from latent_thoughts.stages.report import pack, parts, plots, summary, table, texts
+from latent_thoughts.stages.report import claims, pack, parts, plots, summary, table, texts
 from latent_thoughts.stages.report import report as write
 from latent_thoughts.stages.report.page import script_json
 from latent_thoughts.types import UserError
@@ -156,7 +156,8 @@ def test_the_page_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def verdict(folder: Path, **claim: Any) -> None:
-    values = {"holds": True, "difference": 0.41, "ci95": [0.3, 0.52], "n_seeds": 5} | claim
+    of = {"metric": "accuracy", "first": "em", "second": "cell <b>"}
+    values = {"holds": True, "difference": 0.41, "ci95": [0.3, 0.52], "n_seeds": 5} | of | claim
     (folder / "verdict.json").write_text(json.dumps({"claims": {"thoughts_<beat>_raw": values}}), encoding="utf-8")
 
 
@@ -167,10 +168,22 @@ def test_claims_stand_on_the_page_with_their_verdicts(tmp_path: Path) -> None:
     verdict(run)
     write(run)
     said = Page(run / "report.html").text
-    assert "Thoughts <beat> rawholds+0.41095 % interval +0.300 to +0.520 · 5 seeds" in said
-    verdict(run, holds=False, difference=-0.1, ci95=[-0.3, 0.1])
+    assert "Thoughts <beat> rawholds+41.0 points" in said
+    assert "em − cell <b>, accuracy95 % interval +30.0 to +52.0 · 5 seeds" in said
+    verdict(run, holds=False, difference=-0.1, ci95=[-0.3, 0.1], metric="bound_per_token.4")
     write(run)
-    assert "Thoughts <beat> rawnot shown−0.10095 % interval −0.300 to +0.100" in Page(run / "report.html").text
+    said = Page(run / "report.html").text
+    assert "Thoughts <beat> rawnot shown−0.100 nats per token" in said
+    assert "em − cell <b>, L₄95 % interval −0.300 to +0.100" in said
+
+
+def test_claims_in_one_unit_share_an_axis() -> None:
+    """Shares beside nats, on one axis, would be a dot in the middle."""
+    made = [
+        claims.Claim("a", "em", "raw", m, True, d, 0.9 * d, 1.1 * d, 3) for m, d in (("accuracy", 0.1), ("nll", 9.0))
+    ]
+    drawn = re.findall(r'circle cx="([\d.]+)%"', claims.cards(made))
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("claim", [{"ci95": [0.1]}, {"ci95": None}, {"difference": "much"}, {"difference": math.nan}])

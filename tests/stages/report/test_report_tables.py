@@ -139,6 +139,15 @@ def test_of_one_seed_nothing_is_said_but_of_its_answers(tmp_path: Path) -> None:
     assert said.verdicts[0].startswith("Not settled between EM and oracle thoughts: +0.000 nats per token (one seed")
 
 
+def test_a_title_without_accuracy_says_what_is_better(tmp_path: Path) -> None:
+    rows = [em_row(accuracy=None, nll_per_token=1.2), row("warm_start", accuracy=None)]
+    assert headline.headline(results(tmp_path, rows)).title.startswith("Held-out likelihood: EM −0.500 nats per token")
+    said = headline.headline(results(tmp_path, [{**r, "bound_per_token": None} for r in rows]))
+    assert said.title == (
+        "Loss on held-out text (lower is better): EM 1.200 nats per token, the warm start 1.250 nats per token"
+    )
+
+
 def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
     rows = [em_row(seed=n, accuracy=a) for n, a in enumerate((0.9, 0.8, 0.85))]
     rows += [row("oracle", seed=n, accuracy=0.5) for n in (2, 1, 0)]
