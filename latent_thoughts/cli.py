@@ -26,6 +26,8 @@ else:
         def __init__(self, path: str):
             raise AssertionError("cyclopts takes the converter instead")
 
+    Anywhere.__name__ = "Path"  # what --help calls it
+
 
 app = App(
     name="latent-thoughts",
@@ -101,15 +103,15 @@ def demo(
 
 @app.command
 def experiment(
-    name: Annotated[str, Parameter(help="methods, bootstrap, samples, ablations, or a YAML file like theirs.")],
+    name: Annotated[str, Parameter(help="methods, bootstrap, samples, ablations, data, or a YAML file like theirs.")],
     overrides: Overrides = None,
     *,
     size: Annotated[
         Literal["tiny", "small", "paper"],
-        Parameter(help="tiny: the castle, on a laptop; small: SmolLM2-135M on GSM8K; paper: is planned, not run."),
+        Parameter(help="tiny: the castle, on a laptop; small: SmolLM2-135M on GSM8K; paper: planned, not run."),
     ] = "tiny",
     seeds: Annotated[str, Parameter(help="Comma-separated; a verdict needs two at least.")] = "0,1,2",
-    out: Out,
+    out: Annotated[Place | None, Parameter(name=["--out", "-o"], help="The run folder; paper needs none.")] = None,
     limit: Limit = None,
 ) -> None:
     """Run one of the paper's experiments for several seeds: tables, figures, a report, and verdict.json."""
@@ -122,6 +124,8 @@ def experiment(
 
         show(estimate(experiments.named(name).recipe(size, changes)), None)
         return
+    if out is None:
+        raise UserError(f"--out is missing: name a folder for the runs of size {size}")
     experiments.experiment(name, size, numbers, out, changes)
 
 
@@ -373,12 +377,12 @@ def export(
 @app.command
 def ask(
     model: Annotated[Place, Parameter(help="A model folder, or a run's train stage.")],
-    question: str,
+    question: Annotated[str, Parameter(help="The text that the answer is to follow, as in training.")],
     *,
-    seed: int = 0,
-    temperature: float = 0.0,
-    max_thought_tokens: int = 256,
-    max_answer_tokens: int = 128,
+    seed: Annotated[int, Parameter(help="Of the draws, where there is a temperature.")] = 0,
+    temperature: Annotated[float, Parameter(help="Of thought and answer; 0: always the likeliest token.")] = 0.0,
+    max_thought_tokens: Annotated[int, Parameter(help="At which a thought is cut.")] = 256,
+    max_answer_tokens: Annotated[int, Parameter(help="At which an answer is cut.")] = 128,
 ) -> None:
     """Let a trained model think about a question and answer it; the thought is printed dimmed."""
     from rich.console import Console

@@ -12,6 +12,7 @@ import yaml
 
 from latent_thoughts import cli
 from latent_thoughts.data.tokenizer import word_tokenizer
+from latent_thoughts.seeds import recipe_path
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -33,13 +34,24 @@ def recipe(tmp_path: Path, small: dict[str, Any]) -> Path:
     return path
 
 
-VERBS = "demo prepare synthesize prompts sample train evaluate compare em report export ask".split()
+VERBS = "demo experiment prepare synthesize prompts sample train evaluate compare em plan".split()
+VERBS += "report watch doctor export ask".split()
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert call(monkeypatch, verb, "--help") == 0
-    assert f"latent-thoughts {verb}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"latent-thoughts {verb}" in said and "ANYWHERE" not in said.upper()
+    for name in cli.app[verb].assemble_argument_collection():
+        assert name.parameter.help, f"{verb} does not say what {name.name} is"
+
+
+def test_help_names_every_experiment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "experiment", "--help") == 0
+    said = capsys.readouterr().out
+    for path in recipe_path("experiments").glob("*.yaml"):
+        assert path.stem in said
 
 
 def test_stage_by_stage_equals_em(monkeypatch: pytest.MonkeyPatch, recipe: Path, tmp_path: Path) -> None:
@@ -144,6 +156,7 @@ def test_other_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["em", str(tmp_path / "no.yaml"), "--out", str(tmp_path)], "no.yaml does not exist"),
         (["demo", "--seeds", "0,x", "--out", str(tmp_path)], "--seeds must be whole numbers"),
         (["ask", str(tmp_path), "why?"], "is not a model folder"),
+        (["experiment", "bootstrap"], "--out is missing"),
         (["demo", "--seeds", "0,1,0", "--out", str(tmp_path)], "--seeds has 0 more than once"),
         (["report", str(tmp_path)], "results.json"),
     ):

@@ -193,11 +193,14 @@ def test_raw_text_and_paraphrases_get_the_tokens_of_the_warm_start(finished: Pat
         assert counts["thought_tokens"] == 0
 
 
-def test_the_size_of_the_paper_is_planned_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["experiment", "bootstrap", "--size", "paper", "--out", str(tmp_path / "out")]
-    cli.app(words, result_action="return_value")
-    assert "EM 1-3 sample" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
+def test_the_size_of_the_paper_is_planned_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in ([], ["--out", "out"]):
+        cli.app(["experiment", "bootstrap", "--size", "paper", *out], result_action="return_value")
+        assert "EM 1-3 sample" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
