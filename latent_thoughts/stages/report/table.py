@@ -16,8 +16,11 @@ from latent_thoughts.stages.report.summary import (
     Results,
     bound_name,
     difference,
+    percents,
 )
 from latent_thoughts.stages.report.tasks import tasks
+
+LEFT_OUT = " †"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,23 @@ def percent(found: Mean | None, error: bool = True) -> str:
 
 def nats(found: Mean | None) -> str:
     return "–" if found is None else f"{found.value:.3f}".replace("-", "−")
+
+
+def bound(line: Line, k: str) -> str:
+    """L_K in nats a token, marked where chunks are left out of it."""
+    out = line.mean(f"bound_unfinished.{k}")
+    return nats(line.mean(f"bound_per_token.{k}")) + (LEFT_OUT if out and out.value > 0 else "")
+
+
+def left_out(lines: list[Line], bounds: list[str]) -> list[str]:
+    """What the mark of a bound means, where one has it."""
+    shares = [m.value for line in lines for k in bounds if (m := line.mean(f"bound_unfinished.{k}")) and m.value > 0]
+    if not shares:
+        return []
+    most = f"up to {percents(max(shares))} % of them"
+    return [
+        f"{LEFT_OUT.strip()} Without the chunks about which no thought came to an end, {most}: they would lower it."
+    ]
 
 
 def count(found: Mean | None) -> str:
@@ -90,7 +110,7 @@ def main_table(results: Results) -> Table:
             str(line.samples) if line.samples else "",
             percent(line.mean("accuracy")),
             *[percent(line.mean(f"accuracy_{n}"), error=False) for n in apart],
-            *[nats(line.mean(f"bound_per_token.{k}")) for k in results.bounds],
+            *[bound(line, k) for k in results.bounds],
             nats(line.mean("nll_per_token")),
             count(line.spent("train_tokens")),
             count(line.spent("train_steps")),
@@ -116,6 +136,7 @@ def main_notes(results: Results, rows: list[Line], apart: bool) -> list[str]:
     if results.bounds:
         names = f"{bound_name(results.bounds[-1])}: lower bound on log p(text) with {results.bounds[-1]} thoughts"
         notes.append(f"{names}, higher is better; NLL: without a thought, lower is better. Nats per token.")
+        notes += left_out(rows, results.bounds)
     if any(line.method in LOOPS for line in rows):
         notes.append("Tokens, steps and seconds of EM count from the warm start on.")
     return notes
@@ -173,12 +194,13 @@ def variants_table(results: Results) -> Table | None:
             percent(line.mean("accuracy")),
             points(found),
             percent(line.mean("accuracy_unknown"), error=False),
-            *[nats(line.mean(f"bound_per_token.{k}")) for k in results.bounds[-1:]],
+            *[bound(line, k) for k in results.bounds[-1:]],
             count(Line("em", 0, 0, line.rows, tuple(h for h in line.history if h.iteration)).spent("sample_tokens")),
             count(line.spent("seconds.sample", "seconds.train")),
         ]
         cells.append(("em", "strong" if line is own else "", row))
-    return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start."])
+    marked = left_out([own, *(results.variant(name)[-1] for name in results.variants)], results.bounds[-1:])
+    return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start.", *marked])
 
 
 def documents_table(results: Results) -> Table | None:
