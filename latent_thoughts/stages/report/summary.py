@@ -115,12 +115,13 @@ class Line:
         return found.value if found else 0.0
 
     def mean(self, name: str) -> Mean | None:
-        """Over seeds. The accuracy of a single seed has the binomial error of its answers."""
+        """Over seeds. The accuracy of a single seed has the binomial error of its answers, which says nothing where
+        all of them are right, or none is."""
         found = mean(figure(row, name) for row in self.rows.values())
         if found is None or found.n > 1 or name != "accuracy":
             return found
         counts = [figure(r, "accuracy_n") for r in self.rows.values() if figure(r, name) is not None]
-        if not counts[0]:
+        if not counts[0] or found.value in (0.0, 1.0):
             return found
         p, n = found.value, int(counts[0])
         return Mean(p, math.sqrt(max(0.0, p * (1 - p)) / n), n, "answers")

@@ -27,6 +27,8 @@ def test_one_seed_shows_the_binomial_error_and_says_so(tmp_path: Path) -> None:
     shown = table.main_table(results(tmp_path, [em_row(accuracy=0.9)]))
     assert "90.0 ± 3.0 %" in shown.lines[0][2]  # sqrt(0.9 * 0.1 / 100)
     assert shown.notes[0] == "One seed: ± is the binomial standard error over 100 answers."
+    shown = table.main_table(results(tmp_path, [em_row(accuracy=1.0), row("warm_start", accuracy=0.0)]))
+    assert [cells[3] for *_, cells in shown.lines] == ["0.0 %", "100.0 %"]  # the error is not 0, but not known
 
 
 def test_missing_figures_are_left_out_of_the_mean(tmp_path: Path) -> None:
