@@ -17,7 +17,8 @@ from latent_thoughts import seeds
 from latent_thoughts.config import Recipe, load_recipe
 from latent_thoughts.config.base import Section, parse, read_yaml_file
 from latent_thoughts.stages.report import report
-from latent_thoughts.stages.report.summary import LOOPS, Line, Results, difference, load
+from latent_thoughts.stages.report.differences import difference
+from latent_thoughts.stages.report.summary import LOOPS, Line, Results, load
 from latent_thoughts.store import read_json, run_lock, write_json
 from latent_thoughts.types import UserError
 
@@ -115,8 +116,8 @@ def _join(out: Path, cells: list[str]) -> None:
 
 def verdict(claims: dict[str, Claim], results: Results) -> dict[str, dict[str, Any]]:
     """Of every claim both of whose models were run for two seeds or more: the mean difference over seeds, paired, with
-    its 95 % interval (`summary.difference`). A claim holds where all of the interval is above zero; where none is
-    known there is no verdict."""
+    its 95 % interval (`differences.difference`). A claim holds where all of the interval is above zero; where none
+    is known there is no verdict."""
     found = {name: _judged(claim, results) for name, claim in claims.items()}
     return {name: judged for name, judged in found.items() if judged}
 

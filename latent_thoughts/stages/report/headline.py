@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latent_thoughts.stages.report.summary import Difference, Line, Mean, Results, difference, percents
+from latent_thoughts.stages.report.differences import Difference, difference
+from latent_thoughts.stages.report.summary import Line, Mean, Results, percents
 
 IN_WORDS = {
     "raw": "raw text",

@@ -6,16 +6,15 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from latent_thoughts.stages.report.differences import difference, points
 from latent_thoughts.stages.report.summary import (
     LOOPS,
     MEANINGS,
     NAMES,
-    Difference,
     Line,
     Mean,
     Results,
     bound_name,
-    difference,
     percents,
 )
 from latent_thoughts.stages.report.tasks import tasks
@@ -220,14 +219,6 @@ def documents_table(results: Results) -> Table | None:
         row = [line.name, f"{line.documents:,.0f}", count(line.spent("train_tokens")), percent(line.mean("accuracy"))]
         cells.append((line.method, "strong" if line is own else "", [*row, percent(line.mean("accuracy_unknown"))]))
     return Table(heads, cells, [])
-
-
-def points(found: Difference | None) -> str:
-    """A difference of shares in percentage points, with its interval."""
-    if found is None:
-        return ""
-    interval = " ({:+.1f} to {:+.1f})".format(*(100 * end for end in found.interval)) if found.interval else ""
-    return f"{100 * found.value:+.1f}{interval}".replace("-", "−")
 
 
 def tasks_table(results: Results) -> Table | None:

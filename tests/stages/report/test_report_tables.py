@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hand_made import em_row, results, row
 
-from latent_thoughts.stages.report import headline, summary, table
+from latent_thoughts.stages.report import differences, headline, summary, table
 
 
 def test_standard_errors_over_seeds(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
     rows = [em_row(seed=n, accuracy=a) for n, a in enumerate((0.9, 0.8, 0.85))]
     rows += [row("oracle", seed=n, accuracy=0.5) for n in (2, 1, 0)]
     found = results(tmp_path, rows)
-    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
+    gap = differences.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
     assert gap is not None and (gap.higher, gap.seeds) == (3, 3)
     assert gap.value == pytest.approx(0.35)
     assert gap.interval is not None
@@ -191,7 +191,7 @@ def test_an_interval_is_no_narrower_than_that_of_the_answers(
     rows = [em_row(seed=s, accuracy=a, accuracy_n=n[0]) for s, a in enumerate(em)]
     rows += [row("oracle", seed=s, accuracy=a, accuracy_n=n[1]) for s, a in enumerate(rival)]
     found = results(tmp_path, rows)
-    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
+    gap = differences.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
     assert gap is not None and gap.interval == pytest.approx(interval, abs=1e-4)
 
 
@@ -199,7 +199,7 @@ def test_equal_gaps_of_likelihoods_have_no_interval(tmp_path: Path) -> None:
     rows = [em_row(seed=s, nll_per_token=1.3 + s / 10) for s in range(3)]
     rows += [row("oracle", seed=s, nll_per_token=1.2 + s / 10) for s in range(3)]
     found = results(tmp_path, rows)
-    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "nll_per_token")  # pyright: ignore
+    gap = differences.difference(found.main("em")[-1], found.single("oracle"), "nll_per_token")  # pyright: ignore
     assert gap is not None and gap.interval is None and not gap.settled
 
 
