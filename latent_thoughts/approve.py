@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rich.table import Table
+from rich.text import Text
 
 from latent_thoughts.runlog import console
 from latent_thoughts.stages.synthesize.asking import Approve, Estimate
@@ -32,7 +33,7 @@ def approval(yes: bool) -> Approve:
 def table(estimate: Estimate) -> Table:
     shown = Table(title="Before the teacher is asked", show_header=False, title_justify="left")
     answered = estimate.units - estimate.open
-    shown.add_row("teacher", estimate.teacher)
+    shown.add_row("teacher", Text(estimate.teacher))  # a name may have brackets, which are no markup
     shown.add_row(estimate.what, f"{estimate.units:,}" + (f", {answered:,} of them answered" if answered else ""))
     shown.add_row("prompt tokens", f"about {estimate.prompt_tokens:,}")
     shown.add_row("reply tokens", f"about {estimate.reply_tokens:,}, at most {estimate.most_reply_tokens:,}")

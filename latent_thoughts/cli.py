@@ -15,7 +15,7 @@ from latent_thoughts import __version__, places
 from latent_thoughts.types import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from latent_thoughts.em import Run
+    from latent_thoughts.em import Loop, Run
 
     Anywhere = Path
 else:
@@ -25,6 +25,8 @@ else:
 
         def __init__(self, path: str):
             raise AssertionError("cyclopts takes the converter instead")
+
+    Anywhere.__name__ = "Path"  # what --help calls it
 
 
 app = App(
@@ -56,15 +58,30 @@ def _run(
     from latent_thoughts.em import Run
     from latent_thoughts.model import set_up_torch
     from latent_thoughts.parallel import launched
-    from latent_thoughts.runlog import save_recipe
 
     if launched() > 1 and not processes:
         raise UserError("of the commands train alone runs in several processes: start this one without torchrun")
     limits = [] if limit is None else [f"data.limit={limit}"]
     loaded = load_recipe(recipe, [*(overrides or []), *limits])
     set_up_torch(loaded.threads)
-    save_recipe(loaded, out)
     return Run(loaded, out)
+
+
+def _record(run: Run, made: Path) -> None:
+    """Leaves the recipe in the run folder, before its stage `made` is made."""
+    from latent_thoughts.runlog import record_recipe
+
+    if told := record_recipe(run.recipe, run.folder, made):
+        print(f"latent-thoughts: {told}", file=sys.stderr)
+
+
+def _loop(run: Run, iteration: int, first: int = 0) -> Loop:
+    """The run's EM. Raises UserError for an iteration before `first`."""
+    from latent_thoughts.em import Loop
+
+    if iteration < first:
+        raise UserError(f"--iteration is {first} or more here, not {iteration} (0 is the warm start)")
+    return Loop(run, "em", run.recipe.sample, run.folder)
 
 
 @app.command
@@ -86,15 +103,15 @@ def demo(
 
 @app.command
 def experiment(
-    name: Annotated[str, Parameter(help="methods, bootstrap, samples, ablations, or a YAML file like theirs.")],
+    name: Annotated[str, Parameter(help="methods, bootstrap, samples, ablations, data, or a YAML file like theirs.")],
     overrides: Overrides = None,
     *,
     size: Annotated[
         Literal["tiny", "small", "paper"],
-        Parameter(help="tiny: the castle, on a laptop; small: SmolLM2-135M on GSM8K; paper: is planned, not run."),
+        Parameter(help="tiny: the castle, on a laptop; small: SmolLM2-135M on GSM8K; paper: planned, not run."),
     ] = "tiny",
     seeds: Annotated[str, Parameter(help="Comma-separated; a verdict needs two at least.")] = "0,1,2",
-    out: Out,
+    out: Annotated[Place | None, Parameter(name=["--out", "-o"], help="The run folder; paper needs none.")] = None,
     limit: Limit = None,
 ) -> None:
     """Run one of the paper's experiments for several seeds: tables, figures, a report, and verdict.json."""
@@ -107,14 +124,19 @@ def experiment(
 
         show(estimate(experiments.named(name).recipe(size, changes)), None)
         return
+    if out is None:
+        raise UserError(f"--out is missing: name a folder for the runs of size {size}")
     experiments.experiment(name, size, numbers, out, changes)
 
 
 def _integers(text: str, name: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UserError(f"{name} must be whole numbers with commas between them, not {text!r}") from None
+    if twice := [number for number in found if found.count(number) > 1]:
+        raise UserError(f"{name} has {twice[0]} more than once")
+    return found
 
 
 @app.command
@@ -123,7 +145,9 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit:
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
-        _tell(out / "prepare", _run(recipe, out, overrides, limit).prepare().counts)
+        run = _run(recipe, out, overrides, limit)
+        _record(run, run.prepared)
+        _tell(run.prepared, run.prepare().counts)
 
 
 @app.command
@@ -139,7 +163,9 @@ def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes
 
     with run_lock(out):
         run = replace(_run(recipe, out, overrides), approve=approval(yes))
-        _tell(run.synthesized(run.recipe.synthesize.method), run.synthesize().counts)
+        folder = run.synthesized(run.recipe.synthesize.method)
+        _record(run, folder)
+        _tell(folder, run.synthesize().counts)
 
 
 @app.command
@@ -154,13 +180,19 @@ def prompts(folder: Annotated[Place, Parameter(help="Where they go; files that a
 @app.command
 def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 1) -> None:
     """E-step: infer thoughts for the corpus with the model of the iteration before."""
-    from latent_thoughts.em import Loop
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides)
-        loop = Loop(run, "em", run.recipe.sample, out)
-        _tell(loop.iteration(iteration) / "sample", loop.sample(iteration).counts)
+        loop, last = _loop(run, iteration, first=1), run.recipe.em.iterations
+        if iteration > last:
+            raise UserError(
+                f"--iteration {iteration} is beyond em.iterations, which is {last}: K and temperature are laid out "
+                f"over them, so set em.iterations={iteration} or more"
+            )
+        folder = loop.iteration(iteration) / "sample"
+        _record(run, folder)
+        _tell(folder, loop.sample(iteration).counts)
 
 
 @app.command
@@ -169,16 +201,18 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
 
     On several GPUs: torchrun --nproc-per-node 8 -m latent_thoughts.cli train RECIPE --out RUN
     """
-    from latent_thoughts.em import Loop
     from latent_thoughts.store import run_lock
 
     main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with run_lock(out) if main else contextlib.nullcontext():
         run = _run(recipe, out, overrides, processes=True)
-        loop = Loop(run, "em", run.recipe.sample, out)
+        loop = _loop(run, iteration)
+        folder = loop.iteration(iteration) / "train"
+        if main:
+            _record(run, folder)
         manifest = run.train_warm_start() if iteration == 0 else loop.train(iteration)
         if main:
-            _tell(loop.iteration(iteration) / "train", manifest.counts)
+            _tell(folder, manifest.counts)
 
 
 @app.command
@@ -195,18 +229,21 @@ def evaluate(
     """Likelihood, bound and answers of an iteration's model on held-out documents, and the recipe's tasks."""
     from rich.console import Console
 
-    from latent_thoughts import em, examine
+    from latent_thoughts import examine
     from latent_thoughts.stages.evaluate.shown import places_table
     from latent_thoughts.store import run_lock
 
     with run_lock(out):
         run = _run(recipe, out, overrides)
         if model is not None:
+            _record(run, out / "tasks")
             _tell_tasks(examine.evaluate_model(run.recipe, model, out))
             return
-        loop = em.Loop(run, "em", run.recipe.sample, out)
+        loop = _loop(run, iteration)
+        folder = loop.iteration(iteration) / "evaluate"
+        _record(run, folder)
         row, evaluated = loop.evaluate(iteration)
-        _tell(loop.iteration(iteration) / "evaluate", evaluated.counts)
+        _tell(folder, evaluated.counts)
         Console().print(places_table(evaluated.counts))
         _tell_tasks(row["tasks"])
         examine.record(run.recipe, out, row)
@@ -340,12 +377,12 @@ def export(
 @app.command
 def ask(
     model: Annotated[Place, Parameter(help="A model folder, or a run's train stage.")],
-    question: str,
+    question: Annotated[str, Parameter(help="The text that the answer is to follow, as in training.")],
     *,
-    seed: int = 0,
-    temperature: float = 0.0,
-    max_thought_tokens: int = 256,
-    max_answer_tokens: int = 128,
+    seed: Annotated[int, Parameter(help="Of the draws, where there is a temperature.")] = 0,
+    temperature: Annotated[float, Parameter(help="Of thought and answer; 0: always the likeliest token.")] = 0.0,
+    max_thought_tokens: Annotated[int, Parameter(help="At which a thought is cut.")] = 256,
+    max_answer_tokens: Annotated[int, Parameter(help="At which an answer is cut.")] = 128,
 ) -> None:
     """Let a trained model think about a question and answer it; the thought is printed dimmed."""
     from rich.console import Console
@@ -353,24 +390,27 @@ def ask(
 
     from latent_thoughts.ask import ask as think
     from latent_thoughts.model import set_up_torch
+    from latent_thoughts.runlog import printable
 
     set_up_torch(None)
     thought, answer = think(model, question, seed, temperature, max_thought_tokens, max_answer_tokens)
     console = Console()
-    console.print(Text(thought, style="dim"))
-    console.print(Text(answer))
+    console.print(Text(printable(thought), style="dim"))
+    console.print(Text(printable(answer)))
 
 
 def _tell(folder: Path, counts: dict[str, object]) -> None:
     """Prints a stage's counts."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=str(folder), show_header=False, title_justify="left")
+    title = Text(str(folder), "table.title")  # as text: what stands in a path's brackets is no markup
+    table = Table(title=title, show_header=False, title_justify="left")
     for name, value in counts.items():
         if isinstance(value, list | dict):  # tables of their own: the manifest has them
             continue
-        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
+        table.add_row(Text(name), Text(f"{value:,.4g}" if isinstance(value, float) else str(value)))
     Console().print(table)
 
 
@@ -416,7 +456,9 @@ def _no_space(error: BaseException) -> str | None:
 
 
 def _end(line: str) -> None:
-    print(f"latent-thoughts: {line}", file=sys.stderr)
+    from latent_thoughts.runlog import printable
+
+    print(f"latent-thoughts: {printable(line)}", file=sys.stderr)  # an error may quote a line of a corpus
     sys.exit(1)
 
 

@@ -17,7 +17,8 @@ from latent_thoughts import seeds
 from latent_thoughts.config import Recipe, load_recipe
 from latent_thoughts.config.base import Section, parse, read_yaml_file
 from latent_thoughts.stages.report import report
-from latent_thoughts.stages.report.summary import LOOPS, Line, Results, figure, load
+from latent_thoughts.stages.report.differences import difference
+from latent_thoughts.stages.report.summary import LOOPS, Line, Results, load
 from latent_thoughts.store import read_json, run_lock, write_json
 from latent_thoughts.types import UserError
 
@@ -115,30 +116,25 @@ def _join(out: Path, cells: list[str]) -> None:
 
 def verdict(claims: dict[str, Claim], results: Results) -> dict[str, dict[str, Any]]:
     """Of every claim both of whose models were run for two seeds or more: the mean difference over seeds, paired, with
-    Student's 95 % interval. A claim holds where all of the interval is above zero."""
+    its 95 % interval (`differences.difference`). A claim holds where all of the interval is above zero; where none
+    is known there is no verdict."""
     found = {name: _judged(claim, results) for name, claim in claims.items()}
     return {name: judged for name, judged in found.items() if judged}
 
 
 def _judged(claim: Claim, results: Results) -> dict[str, Any] | None:
-    from scipy import stats
-
     first, second = (line_of(text, results) for text in (claim.first, claim.second))
     if first is None or second is None:
         return None
     metric = _metric(first, second, results)
     if metric is None:
         return None
-    there = [(figure(row, metric), figure(second.rows.get(seed, {}), metric)) for seed, row in first.rows.items()]
-    gaps = [a - b for a, b in there if a is not None and b is not None]
-    if len(gaps) < 2:
+    found = difference(first, second, metric, least=2)
+    if found is None or found.interval is None or found.seeds < 2:
         return None
-    mean = sum(gaps) / len(gaps)
-    interval = stats.ttest_1samp(gaps, 0.0).confidence_interval() if len(set(gaps)) > 1 else (mean, mean)
-    low, high = map(float, interval)
     return {
-        "holds": low > 0, "difference": mean, "ci95": [low, high], "n_seeds": len(gaps), "metric": metric,
-        "first": claim.first, "second": claim.second,
+        "holds": found.interval[0] > 0, "difference": found.value, "ci95": list(found.interval),
+        "n_seeds": found.seeds, "metric": metric, "first": claim.first, "second": claim.second,
     }  # fmt: skip
 
 

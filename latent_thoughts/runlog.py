@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 import uuid
@@ -22,12 +23,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from latent_thoughts import __version__, places, transfer
-from latent_thoughts.config import Dumper, Model, Recipe, Train
+from latent_thoughts.config import Dumper, Model, Recipe, Train, load_recipe
 from latent_thoughts.files import Damaged
+from latent_thoughts.places import relative
 from latent_thoughts.store import atomic, held_run
 from latent_thoughts.types import UserError
 
 console = Console(stderr=True)
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1, but for tab and newline
+
+
+def printable(text: str) -> str:
+    """What a model or a corpus said, for a terminal, which would obey the control characters in it."""
+    return CONTROLS.sub("", text)
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:
@@ -42,14 +50,63 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def save_recipe(recipe: Recipe, folder: Path) -> None:
+def save_recipe(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> None:
     """Writes the resolved recipe with versions and seed as comments, so that it can be run again."""
     import yaml
 
     head = "".join(f"# {name}: {value}\n" for name, value in provenance(recipe).items())
     body = yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    with atomic(folder / "recipe.yaml") as temporary:
+    with atomic(folder / name) as temporary:
         temporary.write_text(head + body, encoding="utf-8")
+
+
+# Sections of the recipe that a finished stage was made with, besides those of the stages before it.
+MADE_WITH = {
+    "prepare": ("seed", "data", "chunking", "model", "contamination"),
+    "synthesize": ("synthesize",),
+    "train": ("train", "em"),
+    "sample": ("sample", "em"),
+    "evaluate": ("sample", "evaluate"),
+}
+
+
+def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
+    """Writes the recipe of a command that makes a single stage, `made`.
+
+    RUN/recipe.yaml stays what it is where other stages were finished with settings that are different now; the recipe
+    is then written beside it, under the stage's name. Returns the line that tells so; else an empty one.
+    """
+    own = folder / f"recipe.{relative(made, folder).replace('/', '.')}.yaml"
+    finished = {path.parent for pattern in ("prepare", "iter_*/*") for path in folder.glob(f"{pattern}/manifest.json")}
+    settled = {section for stage in finished - {made} for section in MADE_WITH.get(stage.name, ())}
+    differing = [name for name in _differing(folder / "recipe.yaml", recipe) if name.partition(".")[0] in settled]
+    if not differing:
+        save_recipe(recipe, folder)
+        own.unlink(missing_ok=True)
+        return ""
+    save_recipe(recipe, folder, own.name)
+    return (
+        f"what is finished in {folder} was made with other settings ({', '.join(differing)}): its recipe.yaml stays, "
+        f"and this command's is {own.name}; to go on with the run's own, give {folder / 'recipe.yaml'}"
+    )
+
+
+def _differing(path: Path, recipe: Recipe) -> list[str]:
+    """Settings that a recipe in a file has different, as in `train.lr`: all sections, where it cannot be read."""
+    if not path.exists():
+        return []
+    try:
+        known = load_recipe(path).model_dump()
+    except UserError:
+        known = {}
+    found = []
+    for section, value in recipe.model_dump().items():
+        before = known.get(section)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += [f"{section}.{name}" for name in value if before.get(name) != value[name]]
+        elif before != value:
+            found.append(section)
+    return found
 
 
 def model_card(train: Train, model: Model, counts: dict[str, Any], seed: int) -> str:
@@ -193,7 +250,7 @@ class Bars:
 
     def __init__(self) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}", style="bold"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),

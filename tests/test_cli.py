@@ -12,6 +12,7 @@ import yaml
 
 from latent_thoughts import cli
 from latent_thoughts.data.tokenizer import word_tokenizer
+from latent_thoughts.seeds import recipe_path
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -33,13 +34,24 @@ def recipe(tmp_path: Path, small: dict[str, Any]) -> Path:
     return path
 
 
-VERBS = "demo prepare synthesize prompts sample train evaluate compare em report export ask".split()
+VERBS = "demo experiment prepare synthesize prompts sample train evaluate compare em plan".split()
+VERBS += "report watch doctor export ask".split()
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert call(monkeypatch, verb, "--help") == 0
-    assert f"latent-thoughts {verb}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"latent-thoughts {verb}" in said and "ANYWHERE" not in said.upper()
+    for name in cli.app[verb].assemble_argument_collection():
+        assert name.parameter.help, f"{verb} does not say what {name.name} is"
+
+
+def test_help_names_every_experiment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "experiment", "--help") == 0
+    said = capsys.readouterr().out
+    for path in recipe_path("experiments").glob("*.yaml"):
+        assert path.stem in said
 
 
 def test_stage_by_stage_equals_em(monkeypatch: pytest.MonkeyPatch, recipe: Path, tmp_path: Path) -> None:
@@ -54,6 +66,10 @@ def test_stage_by_stage_equals_em(monkeypatch: pytest.MonkeyPatch, recipe: Path,
         a, b = (json.loads((Path(run) / stage / "manifest.json").read_text()) for run in (one, whole))
         assert a["key"] == b["key"]
         assert {**a["counts"], "seconds": 0} == {**b["counts"], "seconds": 0}
+    saved = (tmp_path / "one" / "recipe.yaml").read_text()
+    assert call(monkeypatch, "evaluate", name, "train.lr=3e-4", "evaluate.documents=4", "--out", one) == 0
+    assert (tmp_path / "one" / "recipe.yaml").read_text() == saved  # its models were made with that
+    assert "documents: 4" in (tmp_path / "one" / "recipe.iter_00.evaluate.yaml").read_text()
     assert (tmp_path / "whole" / "report.html").exists()
     assert call(monkeypatch, "report", whole) == 0
 
@@ -69,6 +85,26 @@ def test_ask_shows_thought_and_answer(
     limits = ["--max-thought-tokens", "6", "--max-answer-tokens", "6"]
     assert call(monkeypatch, "ask", f"{run}/iter_00/train", question, *limits) == 0
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", ["m[lr=3]", "m[/x]"])
+def test_brackets_in_a_path_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, name: str
+) -> None:
+    assert call(monkeypatch, "prepare", str(recipe), "--out", str(tmp_path / name)) == 0
+    assert f"{name}/prepare" in "".join(capsys.readouterr().out.split("\n")[:4])  # a long path takes several lines
+
+
+def test_a_terminal_is_not_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Neither by a model's text nor by a corpus that an error quotes."""
+    hostile = "a\tb\n\x1b]0;owned\x07\x1b[2J\x9b2J\x7f\rc"
+    monkeypatch.setattr("latent_thoughts.ask.ask", lambda *_: (hostile, hostile))
+    assert call(monkeypatch, "ask", str(tmp_path), "why?") == 0
+    assert capsys.readouterr().out == "a       b\n]0;owned[2J2Jc\n" * 2  # rich sets a tab as spaces
+    assert call(monkeypatch, "report", str(tmp_path / hostile)) == 1
+    assert not set(capsys.readouterr().err) & set("\x1b\x07\x9b\x7f\r")
 
 
 def mistakes(tmp_path: Path, small: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str], str]]:
@@ -120,10 +156,29 @@ def test_other_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["em", str(tmp_path / "no.yaml"), "--out", str(tmp_path)], "no.yaml does not exist"),
         (["demo", "--seeds", "0,x", "--out", str(tmp_path)], "--seeds must be whole numbers"),
         (["ask", str(tmp_path), "why?"], "is not a model folder"),
+        (["experiment", "bootstrap"], "--out is missing"),
+        (["demo", "--seeds", "0,1,0", "--out", str(tmp_path)], "--seeds has 0 more than once"),
         (["report", str(tmp_path)], "results.json"),
     ):
         assert call(monkeypatch, *arguments) == 1
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "iteration", "expected"),
+    [
+        ("sample", "0", "--iteration is 1 or more here, not 0"),
+        ("sample", "2", "--iteration 2 is beyond em.iterations, which is 1"),
+        ("train", "-1", "--iteration is 0 or more here, not -1"),
+        ("evaluate", "-1", "--iteration is 0 or more here, not -1"),
+    ],
+)
+def test_an_iteration_that_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path,
+    verb: str, iteration: str, expected: str,
+) -> None:  # fmt: skip
+    assert call(monkeypatch, verb, str(recipe), "--out", str(tmp_path / "run"), f"--iteration={iteration}") == 1
+    assert expected in capsys.readouterr().err
 
 
 def test_a_stage_without_its_input_says_so(

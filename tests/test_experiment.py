@@ -67,6 +67,18 @@ def test_what_was_not_run_has_no_verdict() -> None:
     assert verdict(claim("em", "oracle"), results(em_1=[0.1], oracle=[0.5])) == {}
 
 
+def test_seeds_that_happen_to_agree_are_no_proof() -> None:
+    """Each gains one of 32 answers. With the answers there is an interval, of 33 and 31 of 64 (Newcombe's); without
+    them there is none, and no verdict."""
+    there = results(em_1=[0.53125, 0.5], oracle=[0.5, 0.46875])
+    assert verdict(claim("em", "oracle"), there) == {}
+    for row in there.rows:
+        row["accuracy_n"] = 32
+    found = verdict(claim("em", "oracle"), there)["it"]
+    assert not found["holds"]
+    assert found["ci95"] == pytest.approx([-0.13819, 0.19818], abs=1e-4)
+
+
 def test_a_claim_that_names_no_model() -> None:
     with pytest.raises(UserError, match="'em, K of 4' names no model"):
         line_of("em, K of 4", results(em_1=[0.1]))
@@ -189,11 +201,14 @@ def test_raw_text_and_paraphrases_get_the_tokens_of_the_warm_start(finished: Pat
         assert counts["thought_tokens"] == 0
 
 
-def test_the_size_of_the_paper_is_planned_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["experiment", "bootstrap", "--size", "paper", "--out", str(tmp_path / "out")]
-    cli.app(words, result_action="return_value")
-    assert "EM 1-3 sample" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
+def test_the_size_of_the_paper_is_planned_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in ([], ["--out", "out"]):
+        cli.app(["experiment", "bootstrap", "--size", "paper", *out], result_action="return_value")
+        assert "EM 1-3 sample" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from latent_thoughts import runlog
 from latent_thoughts.config import load_recipe, resolve
-from latent_thoughts.runlog import Event, Metrics, save_recipe, sent_to, track
+from latent_thoughts.runlog import Event, Metrics, record_recipe, save_recipe, sent_to, track
+from latent_thoughts.store import write_json
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,34 @@ def test_the_saved_recipe_is_the_recipe(tmp_path: Path, values: dict[str, Any]) 
     text = (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
     assert f"# seed: {recipe.seed}\n" in text
     assert "# torch: " in text
+
+
+def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_path: Path) -> None:
+    def record(made: str, **values: Any) -> str:
+        return record_recipe(resolve(values), tmp_path, tmp_path / made)
+
+    def finished(stage: str) -> None:
+        write_json(tmp_path / stage / "manifest.json", {})
+
+    def saved(name: str = "recipe.yaml") -> float:
+        return load_recipe(tmp_path / name).train.lr
+
+    assert not record("prepare")
+    finished("prepare")
+    assert not record("iter_00/train", train={"lr": 0.1}, engine={"sequences": 8})  # which prepare does not depend on
+    assert saved() == 0.1
+    finished("iter_00/train")
+    assert not record("iter_00/train", train={"lr": 0.2})  # is made anew
+    assert saved() == 0.2
+    told = record("iter_01/train", train={"lr": 0.3}, sample={"k": 2})
+    assert "(train.lr)" in told and "recipe.iter_01.train.yaml" in told  # no E-step is finished yet
+    assert (saved(), saved("recipe.iter_01.train.yaml")) == (0.2, 0.3)
+    assert "(data.limit)" in record("iter_00/train", train={"lr": 0.2}, data={"limit": 3})
+    assert not record("iter_01/train", train={"lr": 0.2}, evaluate={"documents": 9})
+    assert not (tmp_path / "recipe.iter_01.train.yaml").exists()
+    (tmp_path / "recipe.yaml").write_text("train: {no: 1}")  # perhaps another version's
+    assert "(seed, data, chunking, model, train" in record("iter_01/sample", contamination={"n": 9})
+    assert (tmp_path / "recipe.yaml").read_text() == "train: {no: 1}"
 
 
 def test_metrics_drop_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: Path) -> None:

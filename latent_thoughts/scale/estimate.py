@@ -9,6 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
@@ -57,7 +58,7 @@ def show(plan: Plan, json: Path | None = None) -> None:
     title = f"{settings.devices} x {plan.device.name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in _columns(plan):
-        table.add_column(name, justify="left" if name == "Stage" else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if name == "Stage" else "right", no_wrap=True)
     groups = _alike(plan.works)
     hours = {name: sum(map(plan.hours, group)) for name, group in groups.items()}
     longest = max(hours, key=lambda name: hours[name])
@@ -69,7 +70,7 @@ def show(plan: Plan, json: Path | None = None) -> None:
     console.print(table)
     console.print("Tokens by stage; hours of a device; time with all of them.", style="dim")
     for line in _assumptions(plan):
-        console.print(line, style="dim", highlight=False)
+        console.print(Text(line, "dim"))  # as text: a teacher's name may have brackets
     if total := sum(hours.values()):
         console.print(f"The longest pole: {longest}, {hours[longest] / total:.0%} of the time.", highlight=False)
     if json is not None:
@@ -80,7 +81,7 @@ def as_dict(plan: Plan) -> dict[str, object]:
     """The plan as JSON (docs/formats.md)."""
     stages = [asdict(w) | {"device_hours": plan.hours(w)} for w in plan.works]
     documents = {name: split.documents for name, split in plan.found.splits.items()}
-    raw = {name: split.documents * split.raw_length for name, split in plan.found.splits.items()}
+    raw = {name: split.documents * split.text_length for name, split in plan.found.splits.items()}
     return {
         "device": asdict(plan.device),
         "devices": plan.recipe.plan.devices,
@@ -103,7 +104,8 @@ def _alike(works: list[Work]) -> dict[str, list[Work]]:
             .replace("synthesize", "teacher")
         )
         groups.setdefault(re.sub(r"iter_\d+", "#", name.replace("/", " ")), []).append(work)
-    return {re.sub("^#", "EM #", name).replace("#", f"1-{len(group)}"): group for name, group in groups.items()}
+    numbers = {name: f"1-{len(group)}" if len(group) > 1 else "1" for name, group in groups.items()}
+    return {re.sub("^#", "EM #", name).replace("#", numbers[name]): group for name, group in groups.items()}
 
 
 def _columns(plan: Plan) -> list[str]:
@@ -132,6 +134,8 @@ def _count(value: float, billion: str = "B") -> str:
 
 
 def _figures(value: float) -> str:
+    if 0 < value < 0.01:
+        return "<0.01"
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value else ""
 
 
@@ -144,7 +148,7 @@ def _time(seconds: float) -> str:
 
 def _assumptions(plan: Plan) -> list[str]:
     found, recipe = plan.found, plan.recipe
-    sizes = [(name, s.documents, s.documents * s.raw_length) for name, s in found.splits.items() if s.documents]
+    sizes = [(name, s.documents, s.documents * s.text_length) for name, s in found.splits.items() if s.documents]
     listed = ", ".join(f"{name} {_count(count)} ({_count(tokens)} tokens)" for name, count, tokens in sizes)
     read = sum(split.read for split in found.splits.values())
     told = recipe.plan.documents and recipe.plan.tokens
@@ -152,14 +156,14 @@ def _assumptions(plan: Plan) -> list[str]:
     thoughts = "as long as those that come with the data" if found.known_thoughts else (
         f"{recipe.plan.thought_ratio} x the raw tokens, up to {recipe.sample.max_thought_tokens} a thought (assumed)"
     )  # fmt: skip
-    asked = [
-        f"Teacher: {recipe.synthesize.teacher.model} reads {_count(w.asked_tokens)} tokens and writes "
-        f"{_count(w.replied_tokens)} for {_figures(w.money) or 'nothing'} (synthesize.prices)."
-        for w in plan.works
-        if w.asked_tokens
-    ]
+    figures = ("asked_tokens", "replied_tokens", "money")
+    asked, replied, money = (sum(getattr(work, name) for work in plan.works) for name in figures)
+    teacher = (
+        f"Teacher: {recipe.synthesize.teacher.model} reads {_count(asked)} tokens and writes {_count(replied)} for "
+        f"{_figures(money) or 'nothing'} (synthesize.prices)."
+    )
     return [
-        *asked,
+        *([teacher] if asked else []),
         f"Documents, {how}: {listed}.",
         f"Model: {_count(plan.shape.parameters)} parameters. Thoughts: {thoughts}; every draw counted as different.",
         f"Rates: {plan.device.source}.",

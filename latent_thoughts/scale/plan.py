@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from latent_thoughts.config import OWN_RAW_MODEL, Recipe, Sample, Train
+from latent_thoughts.config import OWN_RAW_MODEL, Recipe, Sample, Synthesize, Train
+from latent_thoughts.config.base import parse
+from latent_thoughts.em.loop import with_preset
+from latent_thoughts.em.run import PARAPHRASES, Run
 from latent_thoughts.scale.survey import CONTROLS, Split, Survey
 from latent_thoughts.stages.synthesize.asking import REPLY_SHARE, price
 from latent_thoughts.stages.synthesize.questions import CHARACTERS_A_TOKEN
@@ -93,7 +97,7 @@ class Work:
 
     stage: str
     train_tokens: float = 0.0
-    raw_tokens: float = 0.0  # of the trained ones, those of text
+    raw_tokens: float = 0.0  # of the trained ones, those of text (neither thoughts nor control tokens)
     encode_tokens: float = 0.0
     decode_tokens: float = 0.0
     train_flops: float = 0.0
@@ -129,28 +133,42 @@ class _Planner:
         raw = sum(s.documents * s.raw_length for s in splits.values())
         yield Work("prepare", bytes=raw * self.found.bytes_per_token)
         if recipe.synthesize.method != "oracle":
-            yield self._synthesize(splits["warm_start"])
+            yield self._synthesize("iter_00/synthesize", recipe.synthesize)
         warm = self._train("iter_00/train", recipe.warm_start_train, [(splits["warm_start"], True, 1.0)])
         yield from (warm, self._evaluate("iter_00/evaluate"))
-        total = warm.train_tokens
+        trained = [warm]
         loops = [recipe, *(recipe.variant(name) for name in recipe.em.variants)]
         if "raw" not in recipe.em.baselines and any(r.sample.raw_model == OWN_RAW_MODEL for r in loops):
             yield self._train("baselines/raw/train", recipe.raw_train, self._both)
         for work in self._iterations(recipe.sample, "iter_"):
-            total += work.train_tokens
+            trained.append(work)
             yield work
         for name in recipe.em.baselines:
-            yield from self._baseline(name, total)
-        for k in recipe.em.samples:
-            drawn = recipe.sample.model_copy(update={"k": k, "last_k": None})
-            yield from self._iterations(drawn, f"samples/default_{k}/iter_")
+            yield from self._baseline(name, trained)
+        yield from self._more_samples()
         for name in recipe.em.variants:
             changed = replace(self, recipe=recipe.variant(name))
             yield from changed._iterations(changed.recipe.sample, f"variants/{name}/iter_")
 
-    def _synthesize(self, split: Split) -> Work:
-        """A teacher's replies: thoughts as long as the survey's, paraphrases in proportion to the text."""
-        config = self.recipe.synthesize
+    @property
+    def _paper(self) -> Sample:
+        """The E-step of `em_paper`."""
+        return with_preset(Run(self.recipe, Path()), "paper")
+
+    def _more_samples(self) -> Iterator[Work]:
+        """Every K of `em.samples`, with the recipe's own E-step and the paper's, but for what the run does already."""
+        own, paper = self.recipe.sample, self._paper
+        done = [own, *([paper] if "em_paper" in self.recipe.em.baselines else [])]
+        for k in self.recipe.em.samples:
+            for name, config in (("default", own), ("paper", paper)):
+                drawn = config.model_copy(update={"k": k, "last_k": None})
+                if drawn not in done:
+                    yield from self._iterations(drawn, f"samples/{name}_{k}/iter_")
+
+    def _synthesize(self, stage: str, config: Synthesize) -> Work:
+        """A teacher's replies: thoughts as long as the survey's, paraphrases in proportion to the text. Those that come
+        with the data are only stored."""
+        split = self.found.splits["warm_start"]
         asked = prompts.load(config.method, config.prompts)
         sizes = [sum(len(m.content) for m in p.messages) / CHARACTERS_A_TOKEN for p in asked]
         prompt, pieces = sum(sizes) / len(sizes), len(split.pieces) / max(1, split.read)
@@ -159,8 +177,11 @@ class _Planner:
         else:
             sent, replied = prompt + split.raw_length, split.raw_length * REPLY_SHARE[config.method]
         sent, replied = sent * split.documents, replied * split.documents
-        money, stored = price(config.prices, int(sent), int(replied)), replied * self.found.bytes_per_token
-        return Work("iter_00/synthesize", asked_tokens=sent, replied_tokens=replied, money=money, bytes=stored)
+        stored = replied * self.found.bytes_per_token
+        if config.teacher.kind == "data":
+            return Work(stage, bytes=stored)
+        money = price(config.prices, int(sent), int(replied))
+        return Work(stage, asked_tokens=sent, replied_tokens=replied, money=money, bytes=stored)
 
     def _iterations(self, sample: Sample, name: str) -> Iterator[Work]:
         recipe, splits, mix = self.recipe, self.found.splits, self.recipe.em.mix
@@ -198,26 +219,35 @@ class _Planner:
             bytes=documents * (decode + thought + split.raw_length) * self.found.bytes_per_token,
         )
 
-    def _evaluate(self, stage: str) -> Work:
-        """Bounds with the largest K, and an answer a document where the recipe asks for answers."""
+    def _evaluate(self, stage: str, thinks: bool = True) -> Work:
+        """Bounds with the largest K, and an answer a document where the recipe asks for answers. A model of raw text
+        does neither think for the one, which is its likelihood, nor for the other."""
         config, split = self.recipe.evaluate, self.found.splits["held_out"]
         split = replace(split, documents=min(config.documents, split.documents))
         sample = self.recipe.sample.model_copy(
             update={"k": max(config.bound), "posterior_share": config.bound_posterior_share}
         )
-        work = self._sample(stage, sample, split)
+        work = self._sample(stage, sample, split) if thinks else self._score(stage, split)
         pieces = len(split.pieces) / max(1, split.read)
-        answers = split.documents * (split.mean("thought") / max(pieces, 1e-9) + 2 + split.mean("chunk"))
+        thought = split.mean("thought") / max(pieces, 1e-9) + 2 if thinks else 0
+        answers = split.documents * (thought + split.mean("chunk"))
         answers *= config.answer is not None
         flops = self.shape.forward(answers, split.raw_length, True)
         return replace(
             work, decode_tokens=work.decode_tokens + answers, decode_flops=work.decode_flops + flops, bytes=0.0
         )
 
+    def _score(self, stage: str, split: Split) -> Work:
+        """The likelihood of every chunk behind its context, in raw text."""
+        context, chunk, documents = split.mean("context"), split.mean("chunk"), split.documents
+        keys = (context + chunk) / max(len(split.pieces) / max(1, split.read), 1e-9) / 2
+        flops = self.shape.forward(context, keys, False) + self.shape.forward(chunk, keys, True)
+        return Work(stage, encode_tokens=documents * (context + chunk), encode_flops=documents * flops)
+
     def _train(self, stage: str, config: Train, sources: list[tuple[Split, bool, float]]) -> Work:
         """`sources`: (documents, with their thoughts or raw, visits of a document an epoch)."""
         visits = sum(split.documents * weight for split, _, weight in sources)
-        raw = sum(split.documents * weight * split.raw_length for split, _, weight in sources)
+        raw = sum(split.documents * weight * split.text_length for split, _, weight in sources)
         length = {True: Split.length, False: Split.raw_length}
         tokens = sum(
             split.documents * weight * length[thoughts and config.layout != "raw"].fget(split)
@@ -240,23 +270,23 @@ class _Planner:
         """The warm start's documents and the corpus."""
         return [(self.found.splits[name], True, 1.0) for name in ("warm_start", "corpus")]
 
-    def _baseline(self, name: str, total: float) -> Iterator[Work]:
-        """`total`: tokens that the whole EM run trains on."""
+    def _baseline(self, name: str, trained: list[Work]) -> Iterator[Work]:
+        """`trained`: the stages of the whole EM run, warm start first."""
         recipe, both, folder = self.recipe, self._both, f"baselines/{name}"
         if name == "em_paper":
-            paper = recipe.sample.model_copy(update={"k": 4, "last_k": None, "posterior_share": 1.0})
-            yield from self._iterations(paper, f"{folder}/iter_")
+            yield from self._iterations(self._paper, f"{folder}/iter_")
             return
-        if name == "raw_tokens":  # the raw tokens among them
-            total *= sum(s.documents * s.raw_length for s, _, _ in both) / sum(
-                s.documents * s.length for s, _, _ in both
-            )
-        if name in ("raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot"):
-            total = self._train("", recipe.warm_start_train, both[:1]).train_tokens
+        if name in PARAPHRASES:
+            config = parse(Synthesize, recipe.synthesize.model_dump() | {"method": name, "prompts": []}, "synthesize")
+            yield self._synthesize(f"{folder}/synthesize", config)
+        raw, total = recipe.raw_train, sum(w.train_tokens for w in trained)
         configs = {
             "warm_start_matched": (recipe.warm_start_train.with_budget("tokens", total), both[:1]),
             "oracle": (recipe.train, both),
-            "raw": (recipe.raw_train, both),
+            "raw": (raw, both),
+            "raw_tokens": (raw.with_budget("raw_tokens", sum(w.raw_tokens for w in trained)), both),
+            "raw_flops": (raw.with_budget("tokens", total), both),
         }
-        yield self._train(f"{folder}/train", *configs.get(name, (recipe.raw_train.with_budget("tokens", total), both)))
-        yield self._evaluate(f"{folder}/evaluate")
+        like_warm_start = (raw.with_budget("tokens", trained[0].train_tokens), both)
+        yield self._train(f"{folder}/train", *configs.get(name, like_warm_start))
+        yield self._evaluate(f"{folder}/evaluate", name in ("warm_start_matched", "oracle"))

@@ -57,9 +57,14 @@ class Split:
         return sum(getattr(piece, name) for piece in self.pieces) / max(1, self.read)
 
     @property
+    def text_length(self) -> float:
+        """Mean tokens of a document's text alone."""
+        return self.raw_tokens / max(1, self.read)
+
+    @property
     def raw_length(self) -> float:
         """Mean tokens of a document without thoughts, with BOS and EOS."""
-        return self.raw_tokens / max(1, self.read) + 2
+        return self.text_length + 2
 
     @property
     def length(self) -> float:

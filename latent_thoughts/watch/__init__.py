@@ -2,7 +2,7 @@
 
     latent-thoughts watch RUN
 
-It takes no lock and writes nothing, so it may look at a run that works, that is finished or that has died. What is
+It takes no lock and writes nothing, so it may look at a run that works, that is finished, idle or dead. What is
 half written is left out until the next look.
 """
 

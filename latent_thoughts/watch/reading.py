@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from latent_thoughts.places import remote
 
 Json = dict[str, Any]
 STAGES = ("synthesize", "sample", "train", "evaluate")
-INSIDE = ("base", "prepare", "baselines", "samples", "figures")  # of a run: no runs lie there
+INSIDE = ("base", "prepare", "baselines", "samples", "variants", "figures")  # of a run: no runs lie there
 DEPTH = 4  # folders below the one that is watched
 TAIL = 2**20  # bytes of metrics.jsonl that are read
 
@@ -44,7 +45,7 @@ class State:
     """A run. `sign` is the time of its last sign of life (Unix time, 0: none), `progress` its progress.json."""
 
     folder: Path
-    status: str  # working, finished or stopped
+    status: str  # working, finished, stopped (a stage is half done) or idle
     sign: float
     first: list[Part]  # base and prepare
     rows: list[Row]
@@ -85,7 +86,7 @@ def read(folder: Path) -> State:
     sign = max(_changed(file) for file in files)
     return State(
         folder,
-        status(folder, sign),
+        status(folder, sign, parts),
         sign,
         first,
         rows,
@@ -96,30 +97,48 @@ def read(folder: Path) -> State:
     )
 
 
-def status(folder: Path, sign: float = 0.0) -> str:
-    """What a folder's lock and results tell, where `sign` is when anything else in it was last written."""
-    written = _changed(folder / "results.json")
-    if written and written >= max(sign, _changed(folder / ".lock")):  # equal in a store, which counts seconds
+def status(folder: Path, sign: float = 0.0, parts: Sequence[Part] = ()) -> str:
+    """What a folder's lock, results and stages tell, where `sign` is when anything else in it was last written."""
+    written, states = _changed(folder / "results.json"), {part.state for part in parts}
+    last = written >= max(sign, _changed(folder / ".lock"))  # equal in a store, which counts seconds
+    complete = bool(written) and "open" not in states  # a single evaluation writes results too
+    if complete and last:
         return "finished"  # results come last; the process may live on, for another run
-    return "working" if _alive(folder) else "stopped"
+    if _alive(folder):
+        return "working"
+    return "stopped" if "working" in states else "finished" if complete else "idle"
 
 
 def _rows(folder: Path, recipe: Json) -> list[Row]:
     """What the recipe wants, in the order in which it is done, and what is there besides."""
-    em: Json = found if isinstance(found := recipe.get("em"), dict) else {}
-    iterations, baselines = em.get("iterations") or 0, em.get("baselines") or []
+    em = _section(recipe, "em")
+    iterations, baselines, variants = em.get("iterations") or 0, em.get("baselines") or [], _section(em, "variants")
     rows = [Row("warm start", _parts(folder / "iter_00", ("synthesize", "train", "evaluate")))]
-    rows += [Row(f"EM {n}", _parts(folder / f"iter_{n:02}", STAGES[1:])) for n in range(1, iterations + 1)]
-    there = sorted(path.name for path in (folder / "baselines").glob("*") if path.is_dir() and "." not in path.name)
-    for name in dict.fromkeys([*baselines, *there]):
-        if name == "em_paper":
-            where = folder / "baselines" / name
-            rows += [Row(f"{name} {n}", _parts(where / f"iter_{n:02}", STAGES[1:])) for n in range(1, iterations + 1)]
-        else:
-            wanted = ("synthesize", "train", "evaluate") if name.startswith(("wrap", "oracle")) else STAGES[2:]
-            rows.append(Row(name, _parts(folder / "baselines" / name, wanted)))
-    for path in sorted((folder / "samples").glob("*/iter_*")):
-        rows.append(Row(f"{path.parent.name} {int(path.name[5:])}", _parts(path, STAGES[1:])))
+    rows += _loop("EM", folder, iterations)
+    for name in baselines:
+        where, given = folder / "baselines" / name, name.startswith(("wrap", "oracle"))
+        stages = ("synthesize", "train", "evaluate") if given else STAGES[2:]
+        rows += _loop(name, where, iterations) if name == "em_paper" else [Row(name, _parts(where, stages))]
+    for name in variants:
+        own = _section(_section(variants, name), "em").get("iterations", iterations)
+        rows += _loop(f"variant {name}", folder / "variants" / name, own)
+    return rows + _besides(folder, [part.folder.parent for row in rows for part in row.parts.values()])
+
+
+def _loop(name: str, folder: Path, iterations: int) -> list[Row]:
+    return [Row(f"{name} {n}", _parts(folder / f"iter_{n:02}", STAGES[1:])) for n in range(1, iterations + 1)]
+
+
+def _besides(folder: Path, wanted: list[Path]) -> list[Row]:
+    """Further E-steps, and what the recipe does not name: such as a raw model that gains are measured against. Of
+    these only stages that were begun, since nobody may want the others."""
+    found = [("", path) for path in sorted((folder / "baselines").glob("*")) if "." not in path.name]
+    found += [(f"{p.parent.name} ", p) for p in sorted((folder / "samples").glob("*/iter_*"))]
+    rows = []
+    for of, path in found:
+        parts = {name: part for name, part in _parts(path, STAGES).items() if part.state != "open"}
+        if path not in wanted and parts:
+            rows.append(Row(f"{of}{int(path.name[5:])}" if of else path.name, parts))
     return rows
 
 
@@ -135,15 +154,27 @@ def _part(folder: Path) -> Part:
 
 
 def _alive(folder: Path) -> bool:
-    """Whether the process that last locked the folder is there. The lock itself is not tried: for a moment that would
-    keep a run from starting."""
+    """Whether the process that last locked the folder holds it still. The lock itself is not tried: for a moment that
+    would keep a run from starting."""
     if remote(folder):
         return leases.alive(folder)
     try:
-        os.kill(int((folder / ".lock").read_text()), 0)
+        pid, inode = int((folder / ".lock").read_text()), (folder / ".lock").stat().st_ino
+    except (OSError, ValueError):
+        return False
+    try:  # the number alone may be another process's by now, or of another machine
+        held = rf"FLOCK +ADVISORY +WRITE +{pid} \S+:{inode} "
+        return bool(re.search(held, Path("/proc/locks").read_text()))
+    except OSError:  # outside Linux the number must do
+        return _lives(pid)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
     except PermissionError:
         return True
-    except (OSError, ValueError, OverflowError):
+    except (OSError, OverflowError):
         return False
     return True
 
@@ -163,6 +194,11 @@ def _object(path: Path) -> Json:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _section(values: Json, name: str) -> Json:
+    """A mapping in a mapping; empty where it is missing, or not one."""
+    return found if isinstance(found := values.get(name), dict) else {}
 
 
 def _recipe(path: Path) -> Json:

@@ -21,7 +21,12 @@ from latent_thoughts.watch.reading import Part, Row, State
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDE = 48  # characters of the loss curve
 SIGNS = {"done": ("✓", "green"), "working": ("▸", "bold yellow"), "open": ("·", "dim")}
-STATUS = {"working": "bold green", "finished": "bold", "stopped": "bold red"}
+STATUS = {"working": "bold green", "finished": "bold", "stopped": "bold red", "idle": "bold"}
+NEXT = {
+    "stopped": "Stopped: run the same command again, and it goes on from here.",
+    "idle": "Idle: what was begun is complete, and the next command goes on from here.",
+}
+ALIKE = 0.75  # distinct thoughts a finished draw, below which draws are told to hardly differ
 SILENT = 120.0  # seconds without a sign of life after which a run that works is told to be silent
 
 
@@ -49,8 +54,8 @@ def run(state: State, now: float, width: int) -> RenderableType:
         parts.append(_progress(state.progress))
     parts += [Text(line) for line in _loss(state, min(WIDE, width // 2))]
     parts += [Text(f"! {line}", "yellow") for line in warnings(state, now)]
-    if state.status == "stopped":
-        parts.append(Text("Stopped: run the same command again, and it goes on from here.", "dim"))
+    if state.status in NEXT:
+        parts.append(Text(NEXT[state.status], "dim"))
     return Group(*parts)
 
 
@@ -184,8 +189,15 @@ def warnings(state: State, now: float) -> Iterator[str]:
             yield f"{row.name}: {percent(unfinished)} of the draws found no end (sample.max_thought_tokens)"
         if accepted is not None and accepted < 0.1:
             yield f"{row.name}: only {percent(accepted)} of the texts got a thought that pays"
-        if distinct is not None and distinct < 1.5:
+        finished = _finished(row)
+        if distinct is not None and distinct < 1.5 and finished is not None and distinct < ALIKE * finished:
             yield f"{row.name}: draws hardly differ, {plain(distinct)} thoughts a text (sample.temperature)"
+
+
+def _finished(row: Row) -> float | None:
+    """Draws a text that came to an end: only these can differ."""
+    draws, chunks, unfinished = (_figure(row, "sample", name) for name in ("draws", "chunks", "unfinished"))
+    return None if draws is None or unfinished is None or not chunks else (draws - unfinished) / chunks
 
 
 def since(seconds: float) -> str:

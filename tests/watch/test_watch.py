@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def gone() -> int:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run in the middle of its first M-step."""
+def run(tmp_path: Path) -> Iterator[Path]:
+    """A run in the middle of its first M-step, which this process holds."""
     folder = tmp_path / "run"
     for name in ("base", "prepare", "iter_00/synthesize"):
         stage(folder / name, {})
@@ -60,8 +61,18 @@ def run(tmp_path: Path) -> Path:
     progress = {"work": "train", "total": 1000, "unit": "steps", "pid": os.getpid(), "done": 400, "rate": 20.0,
                 "began": 0.0, "time": 0.0, "figures": {"loss": 0.05}}  # fmt: skip
     (folder / "progress.json").write_text(json.dumps(progress))
-    (folder / ".lock").write_text(str(os.getpid()))
-    return folder
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print(os.getpid(), end="", file=lock, flush=True)
+        yield folder
+
+
+def complete(run: Path) -> None:
+    """Ends it, with results."""
+    (run / "recipe.yaml").write_text("em: {iterations: 1}\n")
+    for name in ("train", "evaluate"):
+        stage(run / "iter_01" / name, {"seconds": 1.0})
+    write_json(run / "results.json", {"rows": []})
 
 
 def shown(folder: Path, width: int = 120) -> str:
@@ -110,12 +121,43 @@ def test_a_run_that_died_says_how_to_go_on(run: Path) -> None:
 def test_a_finished_run(run: Path, pid: Callable[[], int]) -> None:
     """Results come last. Its process may have gone on to another run."""
     (run / ".lock").write_text(str(pid()))
-    write_json(run / "results.json", {"rows": []})
+    complete(run)
     later = time.time() + 1
     os.utime(run / "results.json", (later, later))
     assert "  finished  " in shown(run).replace("\n", "")
-    os.utime(run / "progress.json", (later + 1, later + 1))  # it was begun anew
-    assert "  finished  " not in shown(run).replace("\n", "")
+    os.utime(run / "progress.json", (later + 1, later + 1))  # it is begun anew, or was and died
+    assert ("  working  " if pid is os.getpid else "  finished  ") in shown(run).replace("\n", "")
+
+
+def test_results_of_a_single_evaluation_end_no_run(run: Path) -> None:
+    (run / ".lock").write_text(str(gone()))
+    stage(run / "iter_01/train", {"seconds": 1.0})
+    write_json(run / "results.json", {"rows": [{"method": "warm_start"}]})
+    later = time.time() + 1
+    os.utime(run / "results.json", (later, later))
+    said = shown(run)
+    assert "  idle  " in said.replace("\n", "")  # its last command came to its end
+    assert "the next command goes on from here" in said and "Stopped" not in said
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="nobody tells who holds a lock")
+def test_the_number_of_another_process_holds_nothing(run: Path) -> None:
+    """One that got the number later, or has it on this machine where the run was copied from another."""
+    (run / ".lock").write_text(str(os.getppid()))
+    assert "  stopped  " in shown(run).replace("\n", "")
+
+
+def test_variants_and_what_the_recipe_does_not_name_are_listed(run: Path) -> None:
+    (run / "recipe.yaml").write_text(
+        "em: {iterations: 1, variants: {few: {sample: {k: 2}}, long: {em: {iterations: 2}}}}"
+    )
+    stage(run / "variants/few/iter_01/sample", SAMPLED)
+    stage(run / "baselines/raw/train", {"seconds": 1.0})
+    rows = {row.name: {name: part.state for name, part in row.parts.items()} for row in read(run).rows}
+    whole = {"sample": "open", "train": "open", "evaluate": "open"}
+    assert rows["variant few 1"] == {**whole, "sample": "done"}
+    assert rows["variant long 1"] == rows["variant long 2"] == whole
+    assert rows["raw"] == {"train": "done"}
 
 
 def test_the_command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +180,7 @@ def test_several_runs_are_a_line_each(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "grid" / "cell_2"
     stage(other / "base", {})
     table = [line.split() for line in shown(tmp_path).splitlines()]
-    assert ["grid/cell_2", "stopped", "1/5"] in table
+    assert ["grid/cell_2", "idle", "1/5"] in table
     assert ["run", "working", "6/13", "iter_01/train", "40", "%"] in table
     assert any(line[:2] == ["EM", "1"] for line in table)  # in full: it works
 
@@ -151,7 +193,8 @@ def test_no_run_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_warnings(run: Path) -> None:
-    stage(run / "iter_01/sample", {**SAMPLED, "unfinished_share": 0.4, "accepted_share": 0.05, "mean_distinct": 1.2})
+    stage(run / "iter_01/sample", {**SAMPLED, "unfinished_share": 0.4, "accepted_share": 0.05, "mean_distinct": 1.2,
+                                    "chunks": 10, "draws": 40, "unfinished": 16})  # fmt: skip
     write_json(run / "iter_01/train/diverged_step_7_rank_0.json", {})
     state = read(run)
     said = " / ".join(warnings(state, state.sign + 300))
@@ -159,12 +202,20 @@ def test_warnings(run: Path) -> None:
                  "only 5.0 % of the texts", "draws hardly differ"):  # fmt: skip
         assert part in said
     assert next(iter(warnings(read(run), state.sign))).startswith("training diverged")
+    cut = {"unfinished_share": 0.7, "mean_distinct": 1.1, "chunks": 10, "draws": 40, "unfinished": 28}
+    stage(run / "iter_01/sample", {**SAMPLED, **cut})
+    assert "draws hardly differ" not in " ".join(warnings(read(run), 0.0))  # nearly all that ended do
 
 
 def test_it_watches_until_the_run_ends(run: Path) -> None:
     """A live terminal, and a process that dies while it is watched."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    (run / ".lock").write_text(str(process.pid))
+    hold = "import sys, time; from pathlib import Path; from latent_thoughts.locks import run_lock\n"
+    hold += "with run_lock(Path(sys.argv[1])): time.sleep(60)"
+    (run / ".lock").unlink()
+    process = subprocess.Popen([sys.executable, "-c", hold, str(run)])
+    while read(run).status != "working":
+        assert process.poll() is None
+        time.sleep(0.05)
     screen = Console(file=io.StringIO(), force_terminal=True, width=120, record=True)
 
     def end() -> None:
@@ -178,12 +229,9 @@ def test_it_watches_until_the_run_ends(run: Path) -> None:
 
 
 def test_it_takes_no_lock_and_writes_nothing(run: Path) -> None:
-    (run / ".lock").write_text(str(gone()))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    with run_lock(run):
-        watch(run, once=True, console=Console(file=io.StringIO()))
-    del before[run / ".lock"]
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"} == before
+    watch(run, once=True, console=Console(file=io.StringIO()))  # this process holds the lock
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_a_working_process_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

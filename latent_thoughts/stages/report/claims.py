@@ -8,20 +8,39 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts.stages.report.summary import bound_name
 from latent_thoughts.store import read_json
 from latent_thoughts.types import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`difference` with its 95 % interval, over `seeds` seeds."""
+    """`difference` with its 95 % interval, over `seeds` seeds: `first` - `second` in `metric`, as results.json names
+    them."""
 
     name: str
+    first: str
+    second: str
+    metric: str
     holds: bool
     difference: float
     low: float
     high: float
     seeds: int
+
+    @property
+    def unit(self) -> str:
+        return "points" if self.metric == "accuracy" else "nats per token"
+
+    @property
+    def of(self) -> str:
+        """The metric for a reader."""
+        bound = self.metric.removeprefix("bound_per_token.")
+        return self.metric if bound == self.metric else bound_name(bound)
+
+    def shown(self, value: float) -> str:
+        """+41.2 points, of a share; +0.412 nats."""
+        return (f"{100 * value:+.1f}" if self.metric == "accuracy" else f"{value:+.3f}").replace("-", "−")
 
 
 def read(folder: Path) -> list[Claim]:
@@ -34,7 +53,8 @@ def read(folder: Path) -> list[Claim]:
         return [_claim(name, claim) for name, claim in found["claims"].items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is no verdict ({error}): it holds claims, each with holds, difference, ci95 and n_seeds"
+            f"{path} is no verdict ({error}): it holds claims, each with holds, difference, ci95, n_seeds, metric, "
+            "first and second"
         ) from None
 
 
@@ -43,27 +63,34 @@ def _claim(name: str, claim: dict[str, Any]) -> Claim:
     figures = float(claim["difference"]), low, high
     if not all(map(math.isfinite, figures)):
         raise ValueError(f"{name} has a figure that is not finite")
-    return Claim(name.replace("_", " ").capitalize(), bool(claim["holds"]), *figures, claim["n_seeds"])
+    first, second, metric = (str(claim[key]) for key in ("first", "second", "metric"))
+    title, holds, seeds = name.replace("_", " ").capitalize(), bool(claim["holds"]), claim["n_seeds"]
+    return Claim(title, first, second, metric, holds, *figures, seeds)
 
 
 def cards(claims: list[Claim]) -> str:
-    """HTML: every claim with its verdict, and its interval on an axis that all of them share."""
+    """HTML: every claim with its verdict, and its interval on an axis that all in the same unit share."""
     if not claims:
         return ""
-    ends = [0.0, *(end for claim in claims for end in (claim.low, claim.high))]
-    low, high = min(ends), max(ends)
-    pad = 0.06 * (high - low or 1.0)
-    return f'<ul class="claims">{"".join(_card(claim, low - pad, high + pad) for claim in claims)}</ul>'
+    return f'<ul class="claims">{"".join(_card(claim, *_ends(claims, claim.unit)) for claim in claims)}</ul>'
+
+
+def _ends(claims: list[Claim], unit: str) -> tuple[float, float]:
+    """Of the axis of the claims in a unit, with room beyond zero and every interval."""
+    ends = [0.0, *(end for claim in claims if claim.unit == unit for end in (claim.low, claim.high))]
+    pad = 0.06 * (max(ends) - min(ends) or 1.0)
+    return min(ends) - pad, max(ends) + pad
 
 
 def _card(claim: Claim, low: float, high: float) -> str:
     kind, word = ("holds", "holds") if claim.holds else ("fails", "not shown")
-    interval = f"95 % interval {signed(claim.low)} to {signed(claim.high)}"
+    interval = f"95 % interval {claim.shown(claim.low)} to {claim.shown(claim.high)}"
     seeds = "1 seed" if claim.seeds == 1 else f"{claim.seeds} seeds"
+    models = f"{claim.first} − {claim.second}, {claim.of}"
     return (
         f'<li class="claim {kind}"><p class="said"><b>{escape(claim.name)}</b><span class="verdict">{word}</span></p>'
-        f'<p class="gap">{signed(claim.difference)}</p>{_axis(claim, low, high)}'
-        f'<p class="over">{interval} · {seeds}</p></li>'
+        f'<p class="gap">{claim.shown(claim.difference)} <small>{claim.unit}</small></p>{_axis(claim, low, high)}'
+        f'<p class="over">{escape(models)}</p><p class="over">{interval} · {seeds}</p></li>'
     )
 
 
@@ -77,8 +104,3 @@ def _axis(claim: Claim, low: float, high: float) -> str:
         f'<line class="range" x1="{at(claim.low)}" x2="{at(claim.high)}" y1="7" y2="7"/>'
         f'<circle cx="{at(claim.difference)}" cy="7" r="4.5"/></svg>'
     )
-
-
-def signed(value: float) -> str:
-    """+0.412; shares and nats alike are shown as the verdict has them."""
-    return f"{value:+.3f}".replace("-", "−")

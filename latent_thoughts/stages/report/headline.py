@@ -1,11 +1,13 @@
 """The result in plain words. It claims no more than the figures carry: a difference counts as settled
-only when zero lies outside its 95 % interval over seeds."""
+only when zero lies outside its 95 % interval over seeds. A single seed's interval is over its answers, and what is
+said of it is said of these answers alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latent_thoughts.stages.report.summary import Difference, Line, Mean, Results, difference
+from latent_thoughts.stages.report.differences import Difference, difference
+from latent_thoughts.stages.report.summary import Line, Mean, Results, percents
 
 IN_WORDS = {
     "raw": "raw text",
@@ -70,14 +72,15 @@ def _title(lines: list[Line], metric: str) -> str:
     """EM answers 96 % of held-out questions right, the warm start trained as long 54 %, raw text 12 %."""
     found = [(TITLES.get(line.method, line.name), amount(m, metric)) for line in lines if (m := line.mean(metric))]
     (name, first), *others = found
-    begin = f"{name} answers {first} right" if metric == "accuracy" else f"Held-out likelihood: {name} {first}"
+    what = "Loss on held-out text (lower is better)" if metric == "nll_per_token" else "Held-out likelihood"
+    begin = f"{name} answers {first} right" if metric == "accuracy" else f"{what}: {name} {first}"
     title = ", ".join([begin, *[f"{name} {value}" for name, value in others]])
     return title[0].upper() + title[1:]
 
 
 def amount(found: Mean, metric: str) -> str:
     if metric == "accuracy":
-        return f"{100 * found.value:.0f} %"
+        return f"{percents(found.value)} %"
     return f"{found.value:.3f} nats per token".replace("-", "−")
 
 
@@ -88,21 +91,22 @@ def verdict(em: Line, rival: Line, metric: str) -> str | None:
         return None
     name, sign = IN_WORDS.get(rival.method, rival.name), -1 if metric == "nll_per_token" else 1
     evidence = _evidence(found, metric)
+    where = " on these answers, one seed" if found.seeds == 1 and found.interval else ""
     if found.seeds == 2:
         return f"EM against {name}: {_signed(found.value, metric)} ({evidence}; two are too few for an interval)."
     if not found.settled:
-        return f"Not settled between EM and {name}: {_signed(found.value, metric)} ({evidence})."
+        return f"Not settled between EM and {name}{where}: {_signed(found.value, metric)} ({evidence})."
     place = "ahead of" if sign * found.value > 0 else "behind"
-    return f"EM is {place} {name}: {_signed(found.value, metric)} ({evidence})."
+    return f"EM is {place} {name}{where}: {_signed(found.value, metric)} ({evidence})."
 
 
 def _evidence(found: Difference, metric: str) -> str:
     seeds = f"higher in {found.higher} of {found.seeds} seeds" if found.seeds > 1 else "one seed only"
-    if found.margin is None:
+    if found.interval is None:
         return seeds
-    low, high = found.value - found.margin, found.value + found.margin
-    over = "" if found.seeds > 1 else " over its answers"
-    return f"95 % interval{over} {_signed(low, metric, bare=True)} to {_signed(high, metric)}; {seeds}"
+    low, high = found.interval
+    ends = f"{_signed(low, metric, bare=True)} to {_signed(high, metric)}"
+    return f"95 % interval {ends}; {seeds}" if found.seeds > 1 else f"95 % interval over the answers {ends}"
 
 
 def _signed(value: float, metric: str, bare: bool = False) -> str:

@@ -21,7 +21,7 @@ from latent_thoughts.stages.report import claims, table, texts
 from latent_thoughts.stages.report.headline import headline
 from latent_thoughts.stages.report.pack import TEXTS, pack
 from latent_thoughts.stages.report.plots import Drawn
-from latent_thoughts.stages.report.summary import LOOPS, Line, Results
+from latent_thoughts.stages.report.summary import LOOPS, Line, Results, percents
 from latent_thoughts.store import atomic
 
 STYLES = ("report.css", "reader.css")
@@ -116,7 +116,7 @@ def _tile(line: Line) -> str:
     after = f", iteration {line.iteration}" if line.method in LOOPS else ""
     return (
         f'<div class="tile m-{escape(line.method)}"><dt>{escape(line.name + after)}</dt>'
-        f"<dd>{100 * found.value:.0f}<small>{error} %</small></dd></div>"
+        f"<dd>{percents(found.value)}<small>{error} %</small></dd></div>"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from latent_thoughts.stages.report import svg
 from latent_thoughts.stages.report.charts import INK, PALETTE, Bars, Chart, Dots, Figure, Series
 from latent_thoughts.stages.report.parts import figures
-from latent_thoughts.stages.report.summary import Results
+from latent_thoughts.stages.report.summary import Results, percents
 from latent_thoughts.store import atomic
 
 SIZE = (5.1, 3.4)  # inches; small on purpose: scaled down to a phone's width its text can still be read
@@ -29,7 +30,8 @@ STYLE: dict[Any, Any] = {
 GAP = 0.072  # between two labels, as a share of the axes' height
 MUTED = 0.72
 LONGEST = 30  # characters of a name
-LEFT, RIGHT = 0.095, 0.36  # of the figure's width, for the scale and for the names
+MANY = 8  # iterations that have a tick each
+LEFT, RIGHT = 0.095, 0.36  # of the figure's width, for the scale (at least) and for the names
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,16 @@ def _empty(chart: Figure, height: float = SIZE[1]) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _fit(figure: Any, axes: Any, names: Sequence[Any]) -> None:
+    """Moves the axes' left edge to the right where the names before it, or the scale's figures, need more room."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer, place = FigureCanvasAgg(figure).get_renderer(), axes.get_position()
+    widest = max((name.get_window_extent(renderer).width for name in names), default=0.0) / figure.bbox.width
+    left = max(place.x0, widest + 0.03)
+    axes.set_position((left, place.y0, place.x1 - left, place.height))
+
+
 def _lines(chart: Chart) -> Any:
     figure, axes = _empty(chart)
     labels = [(level.value, level.label, level.colour) for level in chart.levels]
@@ -95,6 +107,7 @@ def _lines(chart: Chart) -> Any:
         _line(axes, series)
         labels.append((series.points[-1][1].value, series.label, series.colour))
     _frame(axes, chart)
+    _fit(figure, axes, axes.get_yticklabels())
     _labels(axes, labels, chart.share)
     return figure
 
@@ -145,9 +158,10 @@ def _frame(axes: Any, chart: Chart) -> None:
     iterations = chart.x == "EM iteration"
     if chart.log:
         axes.set_xscale("log", base=2)
+    if chart.log or len(xs) == 1 or (iterations and len(xs) <= MANY):
         axes.set_xticks(xs)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(8 if iterations else 5, integer=iterations))
+        axes.xaxis.set_major_locator(MaxNLocator(MANY if iterations else 5, integer=iterations))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: "start" if v == 0 and iterations else f"{v:g}"))
     if xs:
         axes.set_xlabel(chart.x, labelpad=6)
@@ -178,26 +192,35 @@ def _labels(axes: Any, labels: list[tuple[float, str, str]], share: bool) -> Non
         places[n] = min(places[n], ceiling)
         ceiling = places[n] - GAP
     for shown, (place, value, label, colour) in zip(places, wanted, strict=True):
-        figure = f"{100 * value:.0f} %" if share else f"{round(value, 2) or 0.0:.2f}".removesuffix(".00")
-        figure = figure.replace("-", "−")
+        figure = (f"{percents(value)} %" if share else _short(value)).replace("-", "−")
         axes.plot([1.005, 1.03], [place, shown], transform=axes.transAxes, color=colour, linewidth=0.8,
                   clip_on=False, alpha=0.8)  # fmt: skip
         axes.text(1.04, shown, **_name(f"{figure}  {label}"), transform=axes.transAxes, color=colour,
                   fontsize=8.6, va="center", ha="left")  # fmt: skip
 
 
+def _short(value: float) -> str:
+    """Two decimals, or as many as a small figure needs for three digits."""
+    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}".removesuffix(".00")
+
+
 def _bars(chart: Bars) -> Any:
+    from matplotlib.transforms import blended_transform_factory
+
     figure, axes = _empty(chart, 1.3 + 0.27 * len(chart.rows))
+    names = []
     for n, (label, parts) in enumerate(reversed(chart.rows)):
         begin = 0.0
         for _, colour, amount in parts:
             axes.barh(n, amount, left=begin, height=0.56, color=colour, linewidth=0)
             begin += amount
         axes.annotate(f"{begin:.3g}", (begin, n), (5, 0), textcoords="offset points", va="center", fontsize=8.6)
-        axes.text(-0.02, n, **_name(label), transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8.6)
+        names.append(_before(axes, n, label))
+    _fit(figure, axes, names)
     named = list(dict.fromkeys((part, colour) for _, parts in chart.rows for part, colour, _ in parts))
+    left, top = axes.get_position().x0, blended_transform_factory(figure.transFigure, axes.transAxes)
     for n, (part, colour) in enumerate(named):
-        axes.text(n * 0.27, 1.0, f"■ {part}", transform=axes.transAxes, color=colour, fontsize=8.6, va="top")
+        axes.text(left + n * 0.154, 1.0, f"■ {part}", transform=top, color=colour, fontsize=8.6, va="top")
     _bare(axes)
     axes.set_yticks([])
     axes.set_ylim(-0.6, len(chart.rows) + 0.35)  # room for the names of the parts
@@ -207,26 +230,32 @@ def _bars(chart: Bars) -> Any:
     return figure
 
 
+def _before(axes: Any, y: float, label: str, **look: Any) -> Any:
+    """A row's name, left of the axes."""
+    style = {"va": "center", "ha": "right", "fontsize": 8.6, **look}
+    return axes.text(-0.02, y, **_name(label), transform=axes.get_yaxis_transform(), **style)
+
+
 def _dots(chart: Dots) -> Any:
     from matplotlib.ticker import FuncFormatter
+    from matplotlib.transforms import blended_transform_factory
 
     lines = sum(len(rows) + 1.3 for _, rows in chart.blocks)
     figure, axes = _empty(chart, 1.0 + 0.2 * lines)
+    edge, names = blended_transform_factory(figure.transFigure, axes.transData), []
     y = 0.0
     for title, rows in chart.blocks:
         y -= 1.3
-        axes.text(
-            -0.41, y, **_name(title), transform=axes.get_yaxis_transform(), va="center", fontweight="bold", fontsize=8.6
-        )
+        axes.text(0.012, y, **_name(title), transform=edge, va="center", fontweight="bold", fontsize=8.6)
         for label, colour, found in rows:
             y -= 1
             error = found.error or 0.0
             axes.plot([found.value - error, found.value + error], [y, y], color=colour, linewidth=2, alpha=0.5)
             axes.plot([found.value], [y], color=colour, marker="o", markersize=5)
-            axes.text(-0.02, y, **_name(label), transform=axes.get_yaxis_transform(), va="center", ha="right",
-                      fontsize=8.6, color=colour)  # fmt: skip
+            names.append(_before(axes, y, label, color=colour))
             axes.text(1.02, y, f"{100 * found.value:.1f} %", transform=axes.get_yaxis_transform(), va="center",
                       fontsize=8.6)  # fmt: skip
+    _fit(figure, axes, names)
     _bare(axes)
     axes.set_yticks([])
     axes.set_ylim(y - 0.8, 0)

@@ -67,6 +67,12 @@ def bound_name(samples: str) -> str:
     return "L" + samples.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
+def percents(value: float) -> str:
+    """A share in percent, without decimals but for one near 0 and 100: 0.125 is 13, and 0.996 is not 100 but 99.6."""
+    shown = round(100 * value, 6)  # 14.5 and not 14.499999999999998
+    return f"{shown:.1f}" if 0 < shown < 2 or 98 < shown < 100 else f"{math.floor(shown + 0.5)}"
+
+
 def mean(values: Iterable[float | None]) -> Mean | None:
     """Mean and standard error of the values that are there; None where there are none."""
     there = np.array([v for v in values if v is not None and math.isfinite(v)], float)
@@ -109,12 +115,13 @@ class Line:
         return found.value if found else 0.0
 
     def mean(self, name: str) -> Mean | None:
-        """Over seeds. The accuracy of a single seed has the binomial error of its answers."""
+        """Over seeds. The accuracy of a single seed has the binomial error of its answers, which says nothing where
+        all of them are right, or none is."""
         found = mean(figure(row, name) for row in self.rows.values())
         if found is None or found.n > 1 or name != "accuracy":
             return found
         counts = [figure(r, "accuracy_n") for r in self.rows.values() if figure(r, name) is not None]
-        if not counts[0]:
+        if not counts[0] or found.value in (0.0, 1.0):
             return found
         p, n = found.value, int(counts[0])
         return Mean(p, math.sqrt(max(0.0, p * (1 - p)) / n), n, "answers")
@@ -238,7 +245,8 @@ def load(folder: Path) -> Results:
     if not path.exists():
         raise UserError(f"{folder} holds no results.json: run latent-thoughts em or demo first")
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} holds no rows: it was not written by latent-thoughts")
     recipe = folder / "recipe.yaml"
     text = content(recipe).decode("utf-8", "replace") if recipe.exists() else ""
@@ -246,39 +254,4 @@ def load(folder: Path) -> Results:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
         values = None  # the page shows the text as it is; only the run's own K is read from it
-    return Results(found.get("run") or {}, found["rows"], values if isinstance(values, dict) else {}, text)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Of two lines, paired by seed. `margin` is half a 95 % interval, None where none is known."""
-
-    value: float
-    margin: float | None
-    higher: int  # seeds in which the first is above
-    seeds: int
-
-    @property
-    def settled(self) -> bool:
-        return self.margin is not None and abs(self.value) > self.margin
-
-
-def difference(first: Line, second: Line, name: str) -> Difference | None:
-    """Paired by seed, with Student's interval from three seeds on; None where no seed has both.
-
-    A single seed's interval is that of its answers (binomial).
-    """
-    pairs = [(figure(row, name), figure(second.rows.get(seed, {}), name)) for seed, row in first.rows.items()]
-    gaps = [a - b for a, b in pairs if a is not None and b is not None]
-    found = mean(gaps)
-    if found is None:
-        return None
-    margin = None
-    if found.error is not None:
-        # Two seeds leave one degree of freedom: an interval wider than any accuracy, which says nothing.
-        from scipy import stats  # heavy, and wanted here alone
-
-        margin = float(stats.t.ppf(0.975, found.n - 1)) * found.error if found.n > 2 else None
-    elif (a := first.mean(name)) and (b := second.mean(name)) and a.error is not None and b.error is not None:
-        margin = 1.96 * math.hypot(a.error, b.error)
-    return Difference(found.value, margin, sum(g > 0 for g in gaps), len(gaps))
+    return Results(found.get("run") or {}, rows, values if isinstance(values, dict) else {}, text)

@@ -6,18 +6,20 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from latent_thoughts.stages.report.differences import difference, points
 from latent_thoughts.stages.report.summary import (
     LOOPS,
     MEANINGS,
     NAMES,
-    Difference,
     Line,
     Mean,
     Results,
     bound_name,
-    difference,
+    percents,
 )
 from latent_thoughts.stages.report.tasks import tasks
+
+LEFT_OUT = " †"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,23 @@ def percent(found: Mean | None, error: bool = True) -> str:
 
 def nats(found: Mean | None) -> str:
     return "–" if found is None else f"{found.value:.3f}".replace("-", "−")
+
+
+def bound(line: Line, k: str) -> str:
+    """L_K in nats a token, marked where chunks are left out of it."""
+    out = line.mean(f"bound_unfinished.{k}")
+    return nats(line.mean(f"bound_per_token.{k}")) + (LEFT_OUT if out and out.value > 0 else "")
+
+
+def left_out(lines: list[Line], bounds: list[str]) -> list[str]:
+    """What the mark of a bound means, where one has it."""
+    shares = [m.value for line in lines for k in bounds if (m := line.mean(f"bound_unfinished.{k}")) and m.value > 0]
+    if not shares:
+        return []
+    most = f"up to {percents(max(shares))} % of them"
+    return [
+        f"{LEFT_OUT.strip()} Without the chunks about which no thought came to an end, {most}: they would lower it."
+    ]
 
 
 def count(found: Mean | None) -> str:
@@ -90,7 +109,7 @@ def main_table(results: Results) -> Table:
             str(line.samples) if line.samples else "",
             percent(line.mean("accuracy")),
             *[percent(line.mean(f"accuracy_{n}"), error=False) for n in apart],
-            *[nats(line.mean(f"bound_per_token.{k}")) for k in results.bounds],
+            *[bound(line, k) for k in results.bounds],
             nats(line.mean("nll_per_token")),
             count(line.spent("train_tokens")),
             count(line.spent("train_steps")),
@@ -116,6 +135,7 @@ def main_notes(results: Results, rows: list[Line], apart: bool) -> list[str]:
     if results.bounds:
         names = f"{bound_name(results.bounds[-1])}: lower bound on log p(text) with {results.bounds[-1]} thoughts"
         notes.append(f"{names}, higher is better; NLL: without a thought, lower is better. Nats per token.")
+        notes += left_out(rows, results.bounds)
     if any(line.method in LOOPS for line in rows):
         notes.append("Tokens, steps and seconds of EM count from the warm start on.")
     return notes
@@ -173,12 +193,13 @@ def variants_table(results: Results) -> Table | None:
             percent(line.mean("accuracy")),
             points(found),
             percent(line.mean("accuracy_unknown"), error=False),
-            *[nats(line.mean(f"bound_per_token.{k}")) for k in results.bounds[-1:]],
+            *[bound(line, k) for k in results.bounds[-1:]],
             count(Line("em", 0, 0, line.rows, tuple(h for h in line.history if h.iteration)).spent("sample_tokens")),
             count(line.spent("seconds.sample", "seconds.train")),
         ]
         cells.append(("em", "strong" if line is own else "", row))
-    return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start."])
+    marked = left_out([own, *(results.variant(name)[-1] for name in results.variants)], results.bounds[-1:])
+    return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start.", *marked])
 
 
 def documents_table(results: Results) -> Table | None:
@@ -198,14 +219,6 @@ def documents_table(results: Results) -> Table | None:
         row = [line.name, f"{line.documents:,.0f}", count(line.spent("train_tokens")), percent(line.mean("accuracy"))]
         cells.append((line.method, "strong" if line is own else "", [*row, percent(line.mean("accuracy_unknown"))]))
     return Table(heads, cells, [])
-
-
-def points(found: Difference | None) -> str:
-    """A difference of shares in percentage points."""
-    if found is None:
-        return ""
-    error = f" ± {100 * found.margin:.1f}" if found.margin is not None else ""
-    return f"{100 * found.value:+.1f}{error}".replace("-", "−")
 
 
 def tasks_table(results: Results) -> Table | None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hand_made import add_many, add_texts, em_row, results, row, save
 
-from latent_thoughts.stages.report import pack, plots, summary, table, texts
+from latent_thoughts.stages.report import claims, pack, parts, plots, summary, table, texts
 from latent_thoughts.stages.report import report as write
 from latent_thoughts.stages.report.page import script_json
 from latent_thoughts.types import UserError
@@ -156,7 +156,8 @@ def test_the_page_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def verdict(folder: Path, **claim: Any) -> None:
-    values = {"holds": True, "difference": 0.41, "ci95": [0.3, 0.52], "n_seeds": 5} | claim
+    of = {"metric": "accuracy", "first": "em", "second": "cell <b>"}
+    values = {"holds": True, "difference": 0.41, "ci95": [0.3, 0.52], "n_seeds": 5} | of | claim
     (folder / "verdict.json").write_text(json.dumps({"claims": {"thoughts_<beat>_raw": values}}), encoding="utf-8")
 
 
@@ -167,10 +168,22 @@ def test_claims_stand_on_the_page_with_their_verdicts(tmp_path: Path) -> None:
     verdict(run)
     write(run)
     said = Page(run / "report.html").text
-    assert "Thoughts <beat> rawholds+0.41095 % interval +0.300 to +0.520 · 5 seeds" in said
-    verdict(run, holds=False, difference=-0.1, ci95=[-0.3, 0.1])
+    assert "Thoughts <beat> rawholds+41.0 points" in said
+    assert "em − cell <b>, accuracy95 % interval +30.0 to +52.0 · 5 seeds" in said
+    verdict(run, holds=False, difference=-0.1, ci95=[-0.3, 0.1], metric="bound_per_token.4")
     write(run)
-    assert "Thoughts <beat> rawnot shown−0.10095 % interval −0.300 to +0.100" in Page(run / "report.html").text
+    said = Page(run / "report.html").text
+    assert "Thoughts <beat> rawnot shown−0.100 nats per token" in said
+    assert "em − cell <b>, L₄95 % interval −0.300 to +0.100" in said
+
+
+def test_claims_in_one_unit_share_an_axis() -> None:
+    """Shares beside nats, on one axis, would be a dot in the middle."""
+    made = [
+        claims.Claim("a", "em", "raw", m, True, d, 0.9 * d, 1.1 * d, 3) for m, d in (("accuracy", 0.1), ("nll", 9.0))
+    ]
+    drawn = re.findall(r'circle cx="([\d.]+)%"', claims.cards(made))
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("claim", [{"ci95": [0.1]}, {"ci95": None}, {"difference": "much"}, {"difference": math.nan}])
@@ -255,6 +268,38 @@ def test_figures_are_written_and_take_the_pages_colour(tmp_path: Path) -> None:
     assert all("style=" not in figure.svg and "currentColor" in figure.svg for figure in drawn)
 
 
+def texts_of(figure: Any) -> dict[str, float]:
+    """Every text of a figure that was drawn, with where it begins, as a share of the figure's width."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return {t.get_text(): t.get_window_extent(canvas.get_renderer()).x0 / figure.bbox.width for t in shown}
+
+
+def test_small_gains_and_single_iterations_can_be_read(tmp_path: Path) -> None:
+    found = results(tmp_path, [em_row(gain_per_token=0.0032)])
+    chart = next(f for f in parts.figures(found) if f.name == "health_gain")
+    shown = texts_of(plots.draw(chart))
+    assert "0.0032  gain" in shown
+    assert {"0.0032", "1"} <= set(shown) and not [text for text in shown if text.startswith(("0.9", "1."))]
+    assert min(shown.values()) > 0  # nothing is cut off
+    several = results(tmp_path, [row("warm_start"), *(em_row(iteration=n) for n in (1, 2))])
+    shown = texts_of(plots.draw(next(f for f in parts.figures(several) if f.name == "accuracy")))
+    assert {"start", "1", "2", "100 %"} <= set(shown) and "0.5" not in shown
+
+
+@pytest.mark.parametrize("name", ["tasks", "cost"])
+def test_long_names_keep_their_first_letters(tmp_path: Path, name: str) -> None:
+    model = "m" * 40
+    rows = [row(m, tasks=[task(0.3)]) for m in ("warm_start_matched", model)]
+    chart = next(f for f in parts.figures(results(tmp_path, rows)) if f.name == name)
+    shown = texts_of(plots.draw(chart))
+    assert min(shown.values()) > 0 and any(text.endswith("m" * 30) for text in shown)
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -271,6 +316,13 @@ def test_runs_that_lack_something_get_a_report(tmp_path: Path, rows: list[dict[s
     (run / "recipe.yaml").unlink()
     write(run)
     assert "<h1>" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("held", [[], {"rows": {}}, {"rows": ["em", 1]}, {"rows": [None]}])
+def test_results_that_are_none_are_named(tmp_path: Path, held: Any) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    with pytest.raises(UserError, match=r"results\.json holds no rows"):
+        write(tmp_path)
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

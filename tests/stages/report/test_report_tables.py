@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hand_made import em_row, results, row
 
-from latent_thoughts.stages.report import headline, summary, table
+from latent_thoughts.stages.report import differences, headline, summary, table
 
 
 def test_standard_errors_over_seeds(tmp_path: Path) -> None:
@@ -27,6 +27,8 @@ def test_one_seed_shows_the_binomial_error_and_says_so(tmp_path: Path) -> None:
     shown = table.main_table(results(tmp_path, [em_row(accuracy=0.9)]))
     assert "90.0 ± 3.0 %" in shown.lines[0][2]  # sqrt(0.9 * 0.1 / 100)
     assert shown.notes[0] == "One seed: ± is the binomial standard error over 100 answers."
+    shown = table.main_table(results(tmp_path, [em_row(accuracy=1.0), row("warm_start", accuracy=0.0)]))
+    assert [cells[3] for *_, cells in shown.lines] == ["0.0 %", "100.0 %"]  # the error is not 0, but not known
 
 
 def test_missing_figures_are_left_out_of_the_mean(tmp_path: Path) -> None:
@@ -62,6 +64,20 @@ def test_lines_of_the_table(tmp_path: Path) -> None:
         ("", "EM", "2", "8"),
         ("", "Oracle thoughts", "", ""),
     ]
+
+
+def test_bounds_that_leave_chunks_out_are_marked(tmp_path: Path) -> None:
+    rows = [row("warm_start", bound_unfinished={"1": 0.0, "4": 0.0}), em_row(bound_unfinished={"1": 0.125, "4": 0.004})]
+    other = em_row(bound_unfinished={"1": 0.5, "4": 0.25}, variant="few")
+    found = results(tmp_path, [*rows, other])
+    shown = table.main_table(found)
+    assert [cells[4:6] for *_, cells in shown.lines] == [["−1.000", "−0.500"], ["−1.000 †", "−0.500 †"]]
+    (note,) = [note for note in shown.notes if note.startswith("†")]
+    assert "no thought came to an end, up to 13 % of them" in note
+    variants = table.variants_table(found)
+    assert variants is not None and "up to 25 % of them" in variants.notes[-1]
+    without = table.main_table(results(tmp_path, [row("warm_start"), em_row()]))
+    assert not any("†" in text for text in [*without.notes, *without.lines[-1][2]])
 
 
 def test_known_and_unknown_are_columns_only_where_there_is_data(tmp_path: Path) -> None:
@@ -111,14 +127,80 @@ def test_verdicts_claim_no_win_that_is_not_there(
     assert f"EM answers {100 * sum(em) / 3:.0f} % right, the warm start trained as long" in said.title
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.996, "99.6"),
+        (1.0, "100"),
+        (0.0, "0"),
+        (0.004, "0.4"),
+        (0.125, "13"),
+        (0.175, "18"),
+        (0.145, "15"),
+        (0.5, "50"),
+    ],
+)
+def test_shares_are_rounded_as_one_would_and_not_to_all_or_nothing(share: float, shown: str) -> None:
+    assert summary.percents(share) == shown
+    assert headline.amount(summary.Mean(share), "accuracy") == f"{shown} %"
+
+
+def test_of_one_seed_nothing_is_said_but_of_its_answers(tmp_path: Path) -> None:
+    said = headline.headline(results(tmp_path, [em_row(accuracy=0.9), row("oracle", accuracy=0.5)]))
+    assert said.verdicts[0] == (
+        "EM is ahead of oracle thoughts on these answers, one seed: +40.0 points "
+        "(95 % interval over the answers +27.8 to +50.6 points)."
+    )
+    said = headline.headline(results(tmp_path, [em_row(accuracy=None), row("oracle", accuracy=None)]))
+    assert said.verdicts[0].startswith("Not settled between EM and oracle thoughts: +0.000 nats per token (one seed")
+
+
+def test_a_title_without_accuracy_says_what_is_better(tmp_path: Path) -> None:
+    rows = [em_row(accuracy=None, nll_per_token=1.2), row("warm_start", accuracy=None)]
+    assert headline.headline(results(tmp_path, rows)).title.startswith("Held-out likelihood: EM −0.500 nats per token")
+    said = headline.headline(results(tmp_path, [{**r, "bound_per_token": None} for r in rows]))
+    assert said.title == (
+        "Loss on held-out text (lower is better): EM 1.200 nats per token, the warm start 1.250 nats per token"
+    )
+
+
 def test_difference_is_paired_by_seed(tmp_path: Path) -> None:
     rows = [em_row(seed=n, accuracy=a) for n, a in enumerate((0.9, 0.8, 0.85))]
     rows += [row("oracle", seed=n, accuracy=0.5) for n in (2, 1, 0)]
     found = results(tmp_path, rows)
-    gap = summary.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
+    gap = differences.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
     assert gap is not None and (gap.higher, gap.seeds) == (3, 3)
     assert gap.value == pytest.approx(0.35)
-    assert gap.margin == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
+    assert gap.interval is not None
+    assert gap.interval[1] - gap.value == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
+    assert gap.value - gap.interval[0] == pytest.approx(4.302653 * 0.05 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("em", "rival", "n", "interval"),
+    [  # Newcombe 1998, table II: (a) 56/70 and 48/80 and (h) 10/10 and 0/10, method 10
+        ([56 / 70], [48 / 80], (70, 80), (0.0524, 0.3339)),
+        ([1.0], [0.0], (10, 10), (0.6075, 1.0)),
+        ([1.0], [0.0], (1, 1), (-0.1221, 1.0)),
+        ([0.53125, 0.28125, 0.78125], [0.5, 0.25, 0.75], (32, 32), (-0.1082, 0.1690)),
+    ],
+)
+def test_an_interval_is_no_narrower_than_that_of_the_answers(
+    tmp_path: Path, em: list[float], rival: list[float], n: tuple[int, int], interval: tuple[float, float]
+) -> None:
+    rows = [em_row(seed=s, accuracy=a, accuracy_n=n[0]) for s, a in enumerate(em)]
+    rows += [row("oracle", seed=s, accuracy=a, accuracy_n=n[1]) for s, a in enumerate(rival)]
+    found = results(tmp_path, rows)
+    gap = differences.difference(found.main("em")[-1], found.single("oracle"), "accuracy")  # pyright: ignore
+    assert gap is not None and gap.interval == pytest.approx(interval, abs=1e-4)
+
+
+def test_equal_gaps_of_likelihoods_have_no_interval(tmp_path: Path) -> None:
+    rows = [em_row(seed=s, nll_per_token=1.3 + s / 10) for s in range(3)]
+    rows += [row("oracle", seed=s, nll_per_token=1.2 + s / 10) for s in range(3)]
+    found = results(tmp_path, rows)
+    gap = differences.difference(found.main("em")[-1], found.single("oracle"), "nll_per_token")  # pyright: ignore
+    assert gap is not None and gap.interval is None and not gap.settled
 
 
 def test_without_em_iterations_it_says_so(tmp_path: Path) -> None:
