@@ -51,12 +51,18 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
 
 
 def save_recipe(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> None:
-    """Writes the resolved recipe with versions and seed as comments, so that it can be run again."""
+    """Writes the resolved recipe with versions and seed as comments, so that it can be run again.
+
+    Raises UserError where that would overwrite a recipe that a person wrote.
+    """
     import yaml
 
+    path = folder / name
+    if path.exists() and not path.read_text(encoding="utf-8").startswith("# latent_thoughts:"):
+        raise UserError(f"{path} is not a run's: keep your own recipe outside the run folder, where it is written")
     head = "".join(f"# {name}: {value}\n" for name, value in provenance(recipe).items())
     body = yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    with atomic(folder / name) as temporary:
+    with atomic(path) as temporary:
         temporary.write_text(head + body, encoding="utf-8")
 
 

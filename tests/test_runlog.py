@@ -15,6 +15,7 @@ from latent_thoughts import runlog
 from latent_thoughts.config import load_recipe, resolve
 from latent_thoughts.runlog import Event, Metrics, record_recipe, save_recipe, sent_to, track
 from latent_thoughts.store import write_json
+from latent_thoughts.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,10 @@ def test_the_saved_recipe_is_the_recipe(tmp_path: Path, values: dict[str, Any]) 
     text = (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
     assert f"# seed: {recipe.seed}\n" in text
     assert "# torch: " in text
+    save_recipe(recipe, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text("seed: 3  # my own\n")
+    with pytest.raises(UserError, match="keep your own recipe outside the run folder"):
+        save_recipe(recipe, tmp_path / "run")
 
 
 def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_path: Path) -> None:
