@@ -4,10 +4,12 @@ FOLDER/tasks/TASK-FORM/                            a task asked of the model as 
 FOLDER/fine_tune/documents                         a task's training split
 FOLDER/fine_tune/seed_N/{train,tasks/TASK-FORM}    fine-tuned on it, and asked
 FOLDER/fine_tune/results.json                      all seeds together
+FOLDER/model-HASH                                  a model by name or file, as a folder
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.data.corpus import Source
-from latent_thoughts.places import place
+from latent_thoughts.places import place, version
 from latent_thoughts.runlog import provenance
 from latent_thoughts.stages import train as training
 from latent_thoughts.stages.evaluate import asking, fine_tuning
@@ -62,7 +64,7 @@ def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:
         raise UserError("evaluate.tasks is empty: name the tasks to ask")
     where = place(model)
     if not where.is_dir():
-        where = folder / "model"
+        where = folder / f"model-{_fingerprint(model, where)}"
         if not complete(where):
             plain, tokenizer = models.load_plain(recipe.model.model_copy(update={"base": model, "tokenizer": None}))
             models.save(plain, tokenizer, where)
@@ -71,6 +73,12 @@ def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:
         recipe, folder, {"method": f"model {model}", "iteration": 0, "samples": 0, "seed": recipe.seed, "tasks": found}
     )
     return found
+
+
+def _fingerprint(model: str, file: Path) -> str:
+    """Of a model's name and, where it is a file here, of what is in it: one model's answers are not another's."""
+    content = version(file) if file.is_file() else ""
+    return hashlib.sha256(f"{model}\n{content}".encode()).hexdigest()[:12]
 
 
 def record(recipe: Recipe, folder: Path, row: Results) -> None:

@@ -83,3 +83,21 @@ def test_a_row_takes_the_place_of_that_of_the_same_model_alone(tmp_path: Path) -
     write_json(tmp_path / "results.json", {"run": {"seeds": [0]}, "rows": [own, *others]})
     examine.record(resolve({}), tmp_path, again := {**own, "accuracy": 0.2})
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == [*others, again]
+
+
+def test_models_by_name_do_not_answer_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(model: str, tokenizer: None, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(model)
+
+    monkeypatch.setattr(examine.models, "load_plain", lambda config: (config.base, None))
+    monkeypatch.setattr(examine.models, "save", save)
+    monkeypatch.setattr(examine, "complete", lambda folder: (folder / "config.json").exists())
+    monkeypatch.setattr(examine, "ask", lambda _, model, folder: [{"by": (model / "config.json").read_text()}])
+    recipe = resolve({"evaluate": {"tasks": [{"name": "gsm8k", "form": "cot"}]}})
+    (file := tmp_path / "a.gguf").write_bytes(b"1")
+    for model in ("org/a", "org/b", "org/a", str(file)):
+        assert examine.evaluate_model(recipe, model, tmp_path / "out") == [{"by": model}]
+    file.write_bytes(b"2")  # another model under the same name
+    examine.evaluate_model(recipe, str(file), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*"))) == 4
