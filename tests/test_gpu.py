@@ -16,11 +16,12 @@ import torch
 
 from latent_thoughts import model as models
 from latent_thoughts.attention import Documents, Extend, Rule, Span
-from latent_thoughts.config import Train, resolve
+from latent_thoughts.config import Engine, Train, resolve
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.engines.base import How, SampleRequest, Sampling, ScoreRequest, Scoring, ask
+from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.engines.vllm_engine import imported
 from latent_thoughts.optim import optimizers
@@ -75,6 +76,14 @@ def test_an_engine_draws_and_scores_the_same(kind: str) -> None:
     (ids, logprobs), (ids_there, logprobs_there) = on_both(work)
     assert ids == ids_there
     assert logprobs == pytest.approx(logprobs_there, abs=1e-5)
+
+
+def test_an_engines_limits_suit_the_device() -> None:
+    """A llama of 2 layers with 2 key-value heads of width 8: 64 numbers a position."""
+    settings = Engine(sequences=7, pass_tokens=99)
+    here, there = on_both(lambda device: TorchEngine(tiny("llama").bfloat16().to(device), settings).limits)
+    assert here == Limits(7, 65536, 99, 2**26)
+    assert there == Limits(7, 2**33 // 4 // (2 * 64), 99, 2**28)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -25,7 +25,8 @@ from latent_thoughts.attention.spans import Extend as Extend
 from latent_thoughts.attention.spans import Path as Path
 from latent_thoughts.attention.spans import Span as Span
 from latent_thoughts.attention.spans import length as length
-from latent_thoughts.attention.trial import NotAsked, tried
+from latent_thoughts.attention.trial import NotAsked
+from latent_thoughts.attention.trial import tried as tried
 
 NAME = "latent_thoughts"
 LAYERS = {"full_attention", "sliding_attention"}
