@@ -52,7 +52,7 @@ from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
-from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument
 
@@ -114,8 +114,9 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
     batches = Batches(made, controls, config, 0)
     if config.compile is None:
         lean.install(model)
-    whole = Whole(model, a.length, config.logits) if config.compile == "whole" else None
-    objective = Objective(model, config.logits, whole)
+    logits = logits_held(config, model.device)
+    whole = Whole(model, a.length, logits) if config.compile == "whole" else None
+    objective = Objective(model, logits, whole)
     if config.compile == "blocks":
         models.compile_blocks(model)
     t = Trainer(objective, optimizers(model, config), batches, config, 0, a.dtype == "bfloat16")

@@ -33,6 +33,7 @@ CUDA = {
     "manual_seed": torch.manual_seed,
     "max_memory_allocated": lambda *_: 10**9,
     "mem_get_info": lambda *_: (2**33, 2**34),
+    "set_device": lambda _: None,
     "synchronize": lambda *_: None,
     "empty_cache": lambda: None,
 }

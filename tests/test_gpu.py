@@ -28,7 +28,7 @@ from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
-from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 from tests.pretended_gpu import KERNELS, Pretended, pretended_gpu
@@ -235,15 +235,24 @@ def test_a_run_is_the_same(dtype: str, small: dict[str, Any], tmp_path: Path) ->
 def test_an_e_step_finds_the_memory_of_the_training_before_it(small: dict[str, Any], tmp_path: Path) -> None:
     """Else its workers, or vLLM, would not: torch keeps a GPU's memory, and cycles of objects keep a model's."""
     given_back: list[int] = []
+    chosen: list[torch.device] = []
     with pretended_gpu():
         run = Run(resolve(small), tmp_path)
         run.prepare()
         run.synthesize()
-        run.train_warm_start()
+        with patch.object(torch.cuda, "set_device", chosen.append):
+            run.train_warm_start()
+        assert chosen == [torch.device("cuda", 0)]  # the model's, whose seed and memory torch is then asked for
         alive = lambda: sum(type(x) in (Trainer, Objective) for x in gc.get_objects())  # noqa: E731
         with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(alive())):
             Loop(run, "em", run.recipe.sample, tmp_path).sample(1)
     assert given_back == [0]
+
+
+def test_a_gpu_holds_more_logits() -> None:
+    devices = [torch.device(kind) for kind in ("cpu", "cuda")]
+    assert [logits_held(Train(), device) for device in devices] == [2**24, 2**27]
+    assert [logits_held(Train(logits=5), device) for device in devices] == [5, 5]
 
 
 def test_a_training_without_memory_names_what_to_set(small: dict[str, Any], tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class Train(Section):
     rows: Positive = 8  # sequences in a batch
     micro_rows: Positive | None = None  # sequences in a forward pass of a process; default: all that it has
     workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
-    logits: Positive = 2**24  # held at a time (positions x vocabulary)
+    logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**24, on a GPU 2**27
     checkpoint_activations: bool = False  # less memory, a third more work
     compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile, or all of a small model ahead
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine

@@ -31,7 +31,7 @@ from latent_thoughts.places import bench, remote
 from latent_thoughts.runlog import model_card, sent_to
 from latent_thoughts.stages.train import checkpoint, lean
 from latent_thoughts.stages.train.loop import Trainer, loop
-from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Manifest, UserError
@@ -128,6 +128,8 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()
+    if model.device.type == "cuda":  # of several, the one whose seed and memory torch is asked for by no name
+        torch.cuda.set_device(model.device)
     if config.dropout:
         models.add_dropout(model, config.dropout)
     if config.checkpoint_activations:
@@ -138,8 +140,9 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
     if config.compile is None:
         lean.install(model)
-    whole = Whole(model, config.sequence_length, config.logits, config.dropout) if config.compile == "whole" else None
-    objective, half = Objective(model, config.logits, whole), model_config.dtype == "bfloat16"
+    logits = logits_held(config, model.device)
+    whole = Whole(model, config.sequence_length, logits, config.dropout) if config.compile == "whole" else None
+    objective, half = Objective(model, logits, whole), model_config.dtype == "bfloat16"
     if config.compile == "blocks":
         models.compile_blocks(model)
     if ranks.size > 1:
