@@ -24,7 +24,7 @@ from latent_thoughts.engines.base import How, SampleRequest, Sampling, ScoreRequ
 from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.engines.vllm_engine import imported
-from latent_thoughts.optim import optimizers
+from latent_thoughts.optim import optimizers, orthogonalise
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
@@ -118,7 +118,15 @@ def test_training_takes_the_same_steps(kind: str, optimizer: str) -> None:
         return train(tiny(kind).to(device), config, half=False)
 
     here, there = on_both(work)
-    assert here == pytest.approx(there, rel=1e-4)
+    assert here == pytest.approx(there, rel=1e-4 if optimizer == "adamw" else 0.02)  # a GPU's Muon is in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 12, 5)])
+def test_matrices_are_orthogonalised_in_half_precision(shape: tuple[int, int, int]) -> None:
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    here, there = on_both(lambda device: orthogonalise(stack.to(device)).cpu())
+    assert there.dtype == torch.float32 and torch.equal(there, there.bfloat16().float())
+    assert not torch.equal(here, there) and torch.allclose(here, there, atol=0.05)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
