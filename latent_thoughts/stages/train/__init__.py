@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 -m latent_thoughts.cli train recipe.yaml --out RUN --iteration 1
 
 Batches, dropout and schedule depend on the seed and the step alone, so a run that was killed and
-resumed from its checkpoint ends with the same weights as one that was not.
+resumed from its checkpoint ends with the same weights as one that was not (on GPUs up to rounding: some of their
+kernels add up in any order).
 """
 
 from __future__ import annotations
