@@ -19,14 +19,16 @@ length of them (gradients are accumulated).
 - packed: `Trainer` with its DataCollatorWithFlattening, the same documents in one row.
 - trl: `SFTTrainer(packing=True)`, its best-fit rows of `length`.
 
-Each system runs in a process of its own; a repeat runs all of them. The first step is not timed. Rates count tokens of
-documents, not padding. `matmul_share` is 6 x parameters x tokens over the peak measured in the same run.
+Each system runs in a process of its own, on one GPU where there are any; a repeat runs all of them. The first step is
+not timed. Rates count tokens of documents, not padding. `matmul_share` is 6 x parameters x tokens over the peak
+measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,12 +49,13 @@ from latent_thoughts.data import worlds
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.executors.local import gpus
 from latent_thoughts.machine import keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
-from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument
 
@@ -98,6 +101,7 @@ class Clock:
             "tokens_per_step": float(np.mean(self.tokens)),
             "last_loss": self.losses[-1],
             "peak_rss_gb": common.peak_memory(),
+            **({"peak_gpu_gb": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}),
         }
 
 
@@ -114,8 +118,9 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
     batches = Batches(made, controls, config, 0)
     if config.compile is None:
         lean.install(model)
-    whole = Whole(model, a.length, config.logits) if config.compile == "whole" else None
-    objective = Objective(model, config.logits, whole)
+    logits = logits_held(config, model.device)
+    whole = Whole(model, a.length, logits) if config.compile == "whole" else None
+    objective = Objective(model, logits, whole)
     if config.compile == "blocks":
         models.compile_blocks(model)
     t = Trainer(objective, optimizers(model, config), batches, config, 0, a.dtype == "bfloat16")
@@ -196,6 +201,11 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return clock.figures()
 
 
+def one_gpu() -> dict[str, str]:
+    """The environment of a process that sees one GPU: of several, transformers would take all."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": gpus()[0]} if gpus() else dict(os.environ)
+
+
 def benchmark(a: argparse.Namespace) -> None:
     machine = common.machine("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, list[dict[str, float]]] = {}
@@ -211,7 +221,7 @@ def benchmark(a: argparse.Namespace) -> None:
         for _ in range(a.repeats):
             for system in a.systems.split(","):
                 command = [sys.executable, __file__, *sys.argv[1:], "--system", system, "--folder", str(folder)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_gpu())
                 if done.returncode:
                     raise SystemExit(f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
                 figures = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
@@ -220,6 +230,7 @@ def benchmark(a: argparse.Namespace) -> None:
                 print(system, figures, file=sys.stderr, flush=True)
                 found.setdefault(system, []).append(figures)
     units = {"tokens_per_second": "1/s", "tokens_per_step": "tokens", "last_loss": "nats", "peak_rss_gb": "GB"}
+    units["peak_gpu_gb"] = "GB"
     rows = [
         common.row(system, metric, units.get(metric, "share"), [v[metric] for v in values])
         for system, values in found.items()

@@ -2,8 +2,8 @@
 
 torch.optim.Muon orthogonalises one matrix after the other in bf16. A small model has many small
 matrices, and on a CPU the calls cost more than the products (benchmarks/muon.py). Here matrices of
-equal shape go through the Newton-Schulz iteration together, in their own precision; those that FSDP shards
-are gathered for it.
+equal shape go through the Newton-Schulz iteration together, in their own precision on a CPU; those that FSDP
+shards are gathered for it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic iteration, Jordan et al. 202
 
 
 def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Newton-Schulz towards U Vᵀ of every matrix U S Vᵀ of a stack, shape (matrices, rows, columns)."""
+    """Newton-Schulz towards U Vᵀ of every matrix U S Vᵀ of a stack, shape (matrices, rows, columns); on a GPU in
+    bfloat16, as Jordan's own."""
     a, b, c = COEFFICIENTS
     tall = stack.shape[1] > stack.shape[2]
     x = stack.mT if tall else stack
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    if x.device.type == "cuda":
+        x = x.bfloat16()
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(stack.dtype)
 
 
 class Muon(torch.optim.Optimizer):

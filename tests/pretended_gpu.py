@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+HALF = (torch.bfloat16, torch.float16)
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 aten = torch.ops.aten
 # CUDA's tensors meet the CPU's in copies, and where a CPU's are their indices
@@ -31,6 +32,8 @@ CUDA = {
     "is_bf16_supported": lambda *_, **__: True,
     "manual_seed": torch.manual_seed,
     "max_memory_allocated": lambda *_: 10**9,
+    "mem_get_info": lambda *_: (2**33, 2**34),
+    "set_device": lambda _: None,
     "synchronize": lambda *_: None,
     "empty_cache": lambda: None,
 }
@@ -120,8 +123,12 @@ def _refuse(*_: Any) -> Any:
 
 
 def _attention(*args: Any, **kwargs: Any) -> Any:
-    """In one: below Python it makes masks, where nobody can pretend."""
+    """In one: below Python it makes masks, where nobody can pretend. What only plain products can do is refused:
+    key-value heads with several queries, but for flash attention, which takes half precision without a mask."""
     assert all(isinstance(x, Pretended) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
+    query, _, value, mask = (*args, kwargs.get("attn_mask"))[:4]
+    grouped = kwargs.get("enable_gqa", False)
+    assert not grouped or (query.dtype in HALF and mask is None and query.shape[3] == value.shape[3] <= 256)
     args, kwargs = tree_map(lambda x: ToCPU.apply(x) if isinstance(x, Pretended) else x, (args, kwargs))
     return ToGPU.apply(torch.nn.functional.scaled_dot_product_attention(*args, **kwargs))
 
@@ -153,17 +160,21 @@ class Autocast(contextlib.ExitStack):
 
 def _attend(q_NHD: Any, k_NJD: Any, v_NJD: Any, ends: Any, ends_k: Any, longest: int, longest_k: int, causal: bool,
             scale: float, window: Sequence[int]) -> torch.Tensor:  # fmt: skip
-    """What flash attention over rows says of itself, and asks of what it is given."""
-    assert q_NHD.dtype in (torch.bfloat16, torch.float16) and ends.dtype == torch.int32 and torch.equal(ends, ends_k)
+    """What flash attention over rows says of itself, and asks of what it is given. The last query of a part stands at
+    its last key."""
+    assert q_NHD.dtype in HALF and ends.dtype == ends_k.dtype == torch.int32 and len(ends) == len(ends_k)
     assert q_NHD.shape[2] == v_NJD.shape[2] <= 256 and all(x.is_contiguous() for x in (q_NHD, k_NJD, v_NJD))
-    sizes = ends.diff().tolist()
-    assert (int(ends[0]), sum(sizes), longest, longest_k) == (0, len(q_NHD), max(sizes), max(sizes)) and window[1] == 0
-    out = []
-    for q, k, v in zip(*(x.float().split(sizes) for x in (q_NHD, k_NJD, v_NJD)), strict=True):
+    assert q_NHD.shape[2] % 8 == 0 and window[1] == 0
+    sizes, sizes_k = ends.diff().tolist(), ends_k.diff().tolist()
+    assert (int(ends[0]), sum(sizes), longest) == (0, len(q_NHD), max(sizes))
+    assert (int(ends_k[0]), sum(sizes_k), longest_k) == (0, len(k_NJD), max(sizes_k))
+    out, keys = [], (x.float().split(sizes_k) for x in (k_NJD, v_NJD))
+    for q, k, v in zip(q_NHD.float().split(sizes), *keys, strict=True):
+        ahead = len(k) - len(q)
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).transpose(0, 1) for x in (k, v))
-        seen = torch.ones(len(q), len(q), dtype=torch.bool).tril()
+        seen = torch.ones(len(q), len(q) + ahead, dtype=torch.bool).tril(ahead)
         if window[0] >= 0:
-            seen = seen.triu(-window[0])
+            seen = seen.triu(ahead - window[0])
         scores = (scale * q.transpose(0, 1) @ k.mT).masked_fill(~seen, -torch.inf)
         out.append((torch.softmax(scores, -1) @ v).transpose(0, 1))
     return torch.cat(out).to(q_NHD.dtype)

@@ -4,10 +4,10 @@ The model sees one long row of new tokens, without padding; what is registered h
 implementation gives each token the keys of its own past. The kinds of pass: `Extend` (spans.py) encodes
 spans of tokens behind paths of spans already encoded; `Lanes` (lanes.py) grows many draws by one token each;
 `Documents` (documents.py) is training's, documents side by side that do not see each other, and `Blocks` (blocks.py)
-the same where a whole step is compiled.
+the same where a whole step is compiled. kernels.py has torch's own kernels and what they take.
 
-Axis suffixes: H heads, J key-value heads, N new tokens, L tokens of a span, D head width, G lanes, R draws of a lane, T
-tokens drawn, or of a document.
+Axis suffixes: H heads, J key-value heads, N new tokens, M keys of all of them, L tokens of a span, D head width, G
+lanes, R draws of a lane, T tokens drawn, or of a document.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from latent_thoughts.attention.spans import Extend as Extend
 from latent_thoughts.attention.spans import Path as Path
 from latent_thoughts.attention.spans import Span as Span
 from latent_thoughts.attention.spans import length as length
-from latent_thoughts.attention.trial import NotAsked, tried
+from latent_thoughts.attention.trial import NotAsked
+from latent_thoughts.attention.trial import tried as tried
 
 NAME = "latent_thoughts"
 LAYERS = {"full_attention", "sliding_attention"}

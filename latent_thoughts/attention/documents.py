@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.nn import functional
 
+from latent_thoughts.attention.kernels import fused, rows_fit
 from latent_thoughts.attention.rule import Rule, softmax
 from latent_thoughts.attention.spans import Extend
 from latent_thoughts.attention.squares import Square, Squares
@@ -25,7 +24,6 @@ class Documents:
     def __init__(self, sizes: Sequence[int], device: torch.device):
         self.sizes, self.device = list(sizes), device
         self.runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]  # of one length, side by side
-        self.ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=device)
         self.masks: dict[tuple[int, int, int], torch.Tensor] = {}
         self.stretches = _stretches(self.sizes)
         self.grouped = functools.cache(lambda *sizes: Extend([()] * len(sizes), sizes, [False] * len(sizes), device))
@@ -39,15 +37,8 @@ class Documents:
             q_HND, k_JND, v_JND = (x.to(torch.get_autocast_dtype(kind)) for x in (q_HND, k_JND, v_JND))
         if kind == "cpu" and q_HND.dtype != torch.float32:
             return self._in_squares(layer, q_HND, k_JND, v_JND, rule)
-        half = q_HND.dtype in (torch.bfloat16, torch.float16)
-        fits = q_HND.shape[2] == v_JND.shape[2] <= 256  # the kernel's widths
-        if half and fits and rule.plain and (varlen := _varlen(self.device)):
-            window, longest = (rule.window or 0) - 1, max(self.sizes)  # how far back besides itself; -1: to the start
-            q, k, v = (x.transpose(0, 1).contiguous() for x in (q_HND, k_JND, v_JND))
-            bounds = self.ends, self.ends, longest, longest
-            out = varlen(q, k, v, *bounds, scale=rule.scaling, window_size=(window, 0), enable_gqa=True)
-            return out.transpose(0, 1)
-        if rule.fused and rule.window is None and 2 * len(self.runs) <= len(self.sizes):
+        runs = rule.fused and rule.window is None and 2 * len(self.runs) <= len(self.sizes)
+        if runs and not rows_fit(q_HND, v_JND, rule):
             return self._by_runs(q_HND, k_JND, v_JND, rule)
         return self.grouped(*self.sizes).attend(layer, q_HND, k_JND, v_JND, rule)
 
@@ -57,10 +48,7 @@ class Documents:
         out = []
         for (size, _), *part in zip(self.runs, *spans, strict=True):
             q, k, v = (x.unflatten(1, (-1, size)).transpose(0, 1) for x in part)
-            batch = functional.scaled_dot_product_attention(
-                q, k, v, None, rule.dropout, is_causal=True, scale=rule.scaling, enable_gqa=True
-            )
-            out.append(batch.transpose(0, 1).flatten(1, 2))
+            out.append(fused(q, k, v, None, rule).transpose(0, 1).flatten(1, 2))
         return torch.cat(out, 1)
 
     def _in_squares(
@@ -119,16 +107,3 @@ def _stretches(sizes: Sequence[int]) -> list[list[int]]:
         else:
             stretches.append([size])
     return stretches
-
-
-@functools.cache
-def _varlen(device: torch.device) -> Any:
-    """Flash attention over rows of documents; None where this torch or device has none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    known = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
-    return (
-        varlen_attn if known and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else None
-    )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+from latent_thoughts.attention.kernels import ends, fused, over_rows, rows_fit
 from latent_thoughts.attention.rule import Rule, softmax
 
 BLOCK = 64  # new tokens that attend at a time, where torch has no good kernel
-PADDED = 2**24  # bytes of keys (and of values again) that a group of items holds padded
+PADDED, PADDED_ON_GPU = 2**24, 2**30  # bytes of keys (and of values again) that a group of items holds padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,17 @@ class Extend:
     """A pass that encodes spans behind their paths. Spans do not see each other."""
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], keep: Sequence[bool], device: torch.device):
-        self.paths, self.sizes, self.keep = paths, sizes, keep
+        self.paths, self.sizes, self.keep, self.device = paths, sizes, keep, device
         self.starts = [0, *itertools.accumulate(sizes)]
-        self.groups = [Group(self, part, device) for part in _alike([length(p) for p in paths], sizes)]
-        self.order = torch.cat([group.rows for group in self.groups]).argsort()
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        return Rows(self)
+
+    @functools.cached_property
+    def grouped(self) -> Grouped:
+        return Grouped(self)
 
     def positions(self) -> list[int]:
         return [length(path) + n for path, size in zip(self.paths, self.sizes, strict=True) for n in range(size)]
@@ -55,8 +64,8 @@ class Extend:
     ) -> torch.Tensor:
         if any(self.keep):
             self.kept.append((k_JND, v_JND))
-        out = [group.attend(layer, q_HND, k_JND, v_JND, rule) for group in self.groups]
-        return torch.cat(out, 1).index_select(1, self.order)
+        way = self.rows if rows_fit(q_HND, v_JND, rule) else self.grouped
+        return way.attend(layer, q_HND, k_JND, v_JND, rule)
 
     def spans(self) -> list[Span | None]:
         """The new tokens' keys and values, of those items that keep theirs."""
@@ -66,6 +75,51 @@ class Extend:
             kept = [torch.stack([kv[m][:, part] for kv in self.kept]) for m in (0, 1)] if keep else None
             found.append(Span(*kept) if kept else None)
         return found
+
+
+class Rows:
+    """A pass for flash attention: the items' keys one behind the other, those of its path before each item's own."""
+
+    def __init__(self, extend: Extend):
+        self.spans = list({id(span): span for path in extend.paths for span in path}.values())  # what is shared, once
+        sizes = [len(span) for span in self.spans]
+        first = dict(zip(map(id, self.spans), itertools.accumulate(sizes, initial=0), strict=False))
+        parts = []
+        for path, start, size in zip(extend.paths, extend.starts, extend.sizes, strict=False):
+            parts += [np.arange(first[id(span)], first[id(span)] + len(span)) for span in path]
+            parts.append(np.arange(start, start + size) + sum(sizes))
+        self.keys = torch.from_numpy(np.concatenate(parts)).to(extend.device) if self.spans else None
+        whole = [length(path) + size for path, size in zip(extend.paths, extend.sizes, strict=True)]
+        self.ends = ends(extend.sizes, extend.device), ends(whole, extend.device)
+        self.longest = max(extend.sizes), max(whole)
+
+    def attend(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        q_NHD = q_HND.transpose(0, 1).contiguous()
+        k_MJD, v_MJD = self._row(layer, "keys", k_JND), self._row(layer, "values", v_JND)
+        return over_rows(q_NHD, k_MJD, v_MJD, self.ends, self.longest, rule)
+
+    def _row(self, layer: int, part: str, new_JND: torch.Tensor) -> torch.Tensor:
+        if self.keys is None:
+            return new_JND.transpose(0, 1).contiguous()
+        held = [getattr(span, part)[layer] for span in self.spans]
+        return torch.cat([*held, new_JND], 1).transpose(0, 1).index_select(0, self.keys)
+
+
+class Grouped:
+    """A pass in rectangles: items of like size together."""
+
+    def __init__(self, extend: Extend):
+        alike = _alike([length(path) for path in extend.paths], extend.sizes)
+        self.groups = [Group(extend, part, extend.device) for part in alike]
+        self.order = torch.cat([group.rows for group in self.groups]).argsort()
+
+    def attend(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        out = [group.attend(layer, q_HND, k_JND, v_JND, rule) for group in self.groups]
+        return torch.cat(out, 1).index_select(1, self.order)
 
 
 def _alike(before: Sequence[int], new: Sequence[int]) -> list[list[int]]:
@@ -110,12 +164,7 @@ class Group:
         mask = self._mask(rule.window)
         # torch's kernel for CPUs is slow in half precision (docs/log.md)
         slow = q.device.type == "cpu" and q.dtype != torch.float32 and not torch.is_grad_enabled()
-        if slow or not rule.fused:
-            out = self._by_blocks(q, k, v, mask, rule)
-        else:
-            out = functional.scaled_dot_product_attention(
-                q, k, v, mask, rule.dropout, is_causal=mask is None, scale=rule.scaling, enable_gqa=True
-            )
+        out = self._by_blocks(q, k, v, mask, rule) if slow or not rule.fused else fused(q, k, v, mask, rule)
         return out.transpose(0, 1).flatten(1, 2).index_select(1, self.flat)
 
     def _past(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +174,8 @@ class Group:
             whole = next(path[0] for path in self.paths if path).keys
             layers, heads, _, width = whole.shape
             size = len(self.paths) * heads * self.L * width * whole.element_size()
-            self.layers = range(layer, min(layers, layer + max(1, PADDED // size)))
+            most = PADDED if whole.device.type == "cpu" else PADDED_ON_GPU  # where many small copies cost more
+            self.layers = range(layer, min(layers, layer + max(1, most // size)))
             self.past = _padded(self.paths, self.L, slice(layer, self.layers.stop))
         assert self.past is not None
         return self.past[0][layer - self.layers.start], self.past[1][layer - self.layers.start]

@@ -31,6 +31,10 @@ class Trial:
         numbers, *shapes = zip(*[layer[:4] for layer in self.layers], strict=True)
         return list(numbers) == list(range(len(numbers))) and all(len(set(widths)) == 1 for widths in shapes)
 
+    def numbers(self) -> int:
+        """Of a position, in the keys and values of all layers."""
+        return sum(heads * (width + of_values) for _, heads, width, of_values, _ in self.layers)
+
     def hides_window(self, config: Any) -> bool:
         """The configuration has a sliding window that no layer asks for: the model builds it into its mask, or not at
         all, which cannot be told."""

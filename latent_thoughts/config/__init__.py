@@ -46,14 +46,14 @@ class Model(Section):
 
 
 class Engine(Section):
-    """The sampling and scoring engine, and its limits."""
+    """The sampling and scoring engine, and its limits; those that are not set suit the device."""
 
     kind: Literal["torch", "vllm"] = "torch"
     scorer: Literal["torch", "vllm"] = "torch"  # where vllm samples; vllm scores draws at temperature 1 alone
     sequences: Positive = 256  # decoded at a time
-    tokens: Positive = 65536  # key-value positions held at a time, by contexts and again by draws
-    pass_tokens: Positive = 4096  # encoded in one pass
-    logits: Positive = 2**26  # held at a time (positions x vocabulary)
+    tokens: Positive | None = None  # key-value positions of contexts, and again of draws; default: 65536, or by the GPU
+    pass_tokens: Positive | None = None  # encoded in one pass; default: 4096, on a GPU 16384
+    logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**26, on a GPU 2**28
     vllm_memory: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the device's memory that vllm may take
     vllm_parallel: Positive = 1  # GPUs that one vllm spreads its model over (tensor parallel)
 
@@ -127,7 +127,7 @@ class Train(Section):
     rows: Positive = 8  # sequences in a batch
     micro_rows: Positive | None = None  # sequences in a forward pass of a process; default: all that it has
     workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
-    logits: Positive = 2**24  # held at a time (positions x vocabulary)
+    logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**24, on a GPU 2**27
     checkpoint_activations: bool = False  # less memory, a third more work
     compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile, or all of a small model ahead
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine

@@ -10,8 +10,8 @@ import torch
 
 from latent_thoughts import attention
 from latent_thoughts.attention import Lanes, Path
-from latent_thoughts.config import Engine as Limits
 from latent_thoughts.engines.base import Sampling
+from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.passes import Growing, Passes
 from latent_thoughts.engines.work import Work
 

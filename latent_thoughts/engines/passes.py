@@ -82,6 +82,13 @@ class Passes:
             kind = model.config.model_type
             raise UserError(f"{kind} does not let its attention be replaced: set engine.kind and engine.scorer to vllm")
 
+    @property
+    def position(self) -> int:
+        """Bytes of a position's keys and values, in all layers."""
+        trial = attention.tried(self.model)
+        assert trial is not None
+        return trial.numbers() * self.model.dtype.itemsize
+
     def encode(self, items: Sequence[Item]) -> None:
         """One pass over the items' spans; hands each its span and logits."""
         paths, sizes, keep = zip(*[(item.path, len(item.ids), item.keep) for item in items], strict=True)
@@ -147,8 +154,8 @@ class Passes:
             logprob_N = (kept_NV.gather(1, tokens_N[:, None])[:, 0].double() / kept_NV.sum(-1).double()).log()
         else:
             logprob_N = model_N if scale == 1 else _logprobs(logits_NV, tokens_N, scale)
-        columns = (tokens_N.tolist(), logprob_N.tolist(), model_N.tolist())
-        return [d.take(*values) for d, *values in zip(draws, *columns, strict=True)]
+        columns = torch.stack([tokens_N.double(), logprob_N, model_N]).tolist()  # a GPU is waited for once
+        return [d.take(int(token), *values) for d, token, *values in zip(draws, *columns, strict=True)]
 
 
 def nucleus(shares_NV: torch.Tensor, top_p: float) -> torch.Tensor:

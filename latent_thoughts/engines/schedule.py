@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from latent_thoughts.attention import Path, Span
-from latent_thoughts.config import Engine as Limits
 from latent_thoughts.engines.base import How, Ids, Sampled, SampleRequest, Sampling, uniforms
 from latent_thoughts.engines.drawing import Drawing, Lane
+from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.passes import Growing, Item, Passes
 from latent_thoughts.engines.work import Work
 from latent_thoughts.types import Draw

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from latent_thoughts.config import Engine as Limits
+from latent_thoughts.config import Engine
 from latent_thoughts.engines.base import Job
+from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.passes import Passes
 from latent_thoughts.engines.schedule import Schedule
 from latent_thoughts.engines.work import Work
@@ -25,12 +26,13 @@ TIDY = 10.0  # seconds
 
 
 class TorchEngine:
-    """Runs jobs within `limits`; where memory does not suffice it halves them and goes on."""
+    """Runs jobs within the limits of `settings`; where memory does not suffice it halves them and goes on."""
 
     one_numerics = True
 
-    def __init__(self, model: Any, limits: Limits | None = None):
-        self.passes, self.limits = Passes(model), limits or Limits()
+    def __init__(self, model: Any, settings: Engine | None = None):
+        self.passes = Passes(model)
+        self.limits = Limits.of(settings or Engine(), self.passes)
         self.tidied = time.monotonic()
 
     @torch.inference_mode()
@@ -58,12 +60,9 @@ class TorchEngine:
             self.tidied = time.monotonic()
 
     def _halve(self, error: RuntimeError) -> None:
-        limits = self.limits
-        if limits.sequences == 1:
+        if self.limits.sequences == 1:
             raise UserError(f"not enough memory for a single sequence: {str(error).splitlines()[0]}") from None
-        names = ("sequences", "tokens", "pass_tokens", "logits")
-        self.limits = limits.model_copy(update={name: max(1, getattr(limits, name) // 2) for name in names})
+        self.limits = self.limits.halved()
         if self.passes.device.type == "cuda":
             torch.cuda.empty_cache()
-        settings = ", ".join(f"engine.{name}={getattr(self.limits, name)}" for name in names)
-        print(f"latent-thoughts: out of memory; going on with {settings}", file=sys.stderr)
+        print(f"latent-thoughts: out of memory; going on with {self.limits}", file=sys.stderr)

@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 -m latent_thoughts.cli train recipe.yaml --out RUN --iteration 1
 
 Batches, dropout and schedule depend on the seed and the step alone, so a run that was killed and
-resumed from its checkpoint ends with the same weights as one that was not.
+resumed from its checkpoint ends with the same weights as one that was not (on GPUs up to rounding: some of their
+kernels add up in any order).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from latent_thoughts.places import bench, remote
 from latent_thoughts.runlog import model_card, sent_to
 from latent_thoughts.stages.train import checkpoint, lean
 from latent_thoughts.stages.train.loop import Trainer, loop
-from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.store import Stage, read_manifest, stage_key
 from latent_thoughts.types import Manifest, UserError
@@ -129,6 +130,8 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()
+    if model.device.type == "cuda":  # of several, the one whose seed and memory torch is asked for by no name
+        torch.cuda.set_device(model.device)
     if config.dropout:
         models.add_dropout(model, config.dropout)
     if config.checkpoint_activations:
@@ -139,8 +142,9 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
     if config.compile is None:
         lean.install(model)
-    whole = Whole(model, config.sequence_length, config.logits, config.dropout) if config.compile == "whole" else None
-    objective, half = Objective(model, config.logits, whole), model_config.dtype == "bfloat16"
+    logits = logits_held(config, model.device)
+    whole = Whole(model, config.sequence_length, logits, config.dropout) if config.compile == "whole" else None
+    objective, half = Objective(model, logits, whole), model_config.dtype == "bfloat16"
     if config.compile == "blocks":
         models.compile_blocks(model)
     if ranks.size > 1:

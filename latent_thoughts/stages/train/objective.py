@@ -14,10 +14,16 @@ from torch import nn
 from latent_thoughts import attention
 from latent_thoughts.attention import Documents
 from latent_thoughts.attention.documents import ROUND
+from latent_thoughts.config import Train
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import PackedRow
+
+
+def logits_held(config: Train, device: torch.device) -> int:
+    """How many at a time (positions x vocabulary), by default: of fewer, a GPU's products would wait for memory."""
+    return config.logits or (2**27 if device.type == "cuda" else 2**24)
 
 
 class Objective(nn.Module):
