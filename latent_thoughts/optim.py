@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
         self, params: Iterable[torch.Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1
     ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            self.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -53,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step(self, parameters: list[torch.Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
         momentum, decay = group["momentum"], group["lr"] * group["weight_decay"]
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         gradients = torch.stack([_local(p.grad) for p in parameters if p.grad is not None])
         averages = torch.stack([_local(b) for b in buffers]).lerp_(gradients, 1 - momentum)
         updates = _by_whole_matrices(orthogonalise, gradients.lerp(averages, momentum), parameters)
@@ -89,15 +91,31 @@ def _by_whole_matrices(
     ]
 
 
+def _adamw(parameters: list[torch.Tensor], config: Train) -> torch.optim.AdamW:
+    """With the state of all parameters, which torch makes where a gradient first comes.
+
+    A parameter that gets none (an idle vision tower) would have none in a checkpoint, and be missed when that is
+    loaded; and to save before the first step torch takes a step of its own, which counts.
+    """
+    adamw = torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    for parameter in parameters:
+        adamw.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return adamw
+
+
 def optimizers(model: Any, config: Train) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon (Jordan et al. 2024) on the hidden matrices and AdamW on everything else."""
     outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     parameters = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in parameters if config.optimizer == "muon" and p.ndim == 2 and id(p) not in outside]
     rest = [p for p in parameters if all(p is not q for q in hidden)]
-    built: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    ]
+    built: list[torch.optim.Optimizer] = [_adamw(rest, config)]
     if hidden:
         built.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay))
     for optimizer in built:

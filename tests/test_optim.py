@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
-from latent_thoughts.optim import Muon, orthogonalise
+from latent_thoughts.config import Train
+from latent_thoughts.optim import Muon, optimizers, orthogonalise
+from tests.conftest import tiny
 
 SHAPES = [(8, 8), (16, 6), (6, 16), (8, 8), (16, 6), (5, 7)]
 
@@ -81,3 +83,21 @@ def test_saved_state_continues_as_if_uninterrupted() -> None:
     other.load_state_dict(state)
     steps(resumed, other, 2)
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_state_that_is_there_from_the_start_changes_no_step_of_adamw() -> None:
+    """Nor what a parameter becomes that gets no gradient."""
+    ours, theirs = tiny("llama"), tiny("llama")
+    config = Train(lr=0.01, weight_decay=0.1)
+    (adamw,) = optimizers(ours, config)
+    lazy = torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=config.betas, weight_decay=0.1, fused=True)
+    assert len(adamw.state) == len(list(ours.parameters()))
+    for step in range(3):
+        for model, optimizer in ((ours, adamw), (theirs, lazy)):
+            ids = torch.arange(step, step + 8)[None]
+            model(input_ids=ids, labels=ids).loss.backward()
+            model.model.norm.weight.grad = None
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    assert torch.equal(ours.model.norm.weight, tiny("llama").model.norm.weight)

@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from latent_thoughts import model as models
 from latent_thoughts.config import Train, resolve
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.records import DOCUMENTS
@@ -121,6 +122,40 @@ def test_the_number_of_workers_changes_nothing_also_on_resume(run: Run, tmp_path
     train(run, tmp_path / "parts", workers=3)
     assert same(tmp_path / "whole", tmp_path / "parts")
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_model_with_a_parameter_that_gets_no_gradient_is_resumed(
+    run: Run, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the tower for images of a model that also knows text."""
+    load = models.load
+
+    def with_idle(*given: Any, **named: Any) -> Any:
+        model = load(*given, **named)
+        model.register_parameter("idle", torch.nn.Parameter(torch.ones(3, 3)))
+        return model
+
+    monkeypatch.setattr(models, "load", with_idle)
+    train(run, tmp_path / "whole", optimizer=optimizer)
+    killed_at(run, tmp_path / "parts", 17, optimizer=optimizer)
+    train(run, tmp_path / "parts", optimizer=optimizer)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert torch.equal(weights(tmp_path / "parts")["idle"], torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_before_the_first_step_changes_nothing(run: Run, tmp_path: Path, optimizer: str) -> None:
+    found = []
+    for saves in (False, True):
+        t = trainer(run, optimizer=optimizer)
+        if saves:
+            t.save(tmp_path / "first")
+        batches = loader.load(t.batches, Ranks())
+        for _ in range(3):
+            t.step(next(batches), 1.0)
+        found.append([p.detach() for p in t.objective.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.fixture
