@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -283,6 +284,16 @@ def blocks(model: Any) -> list[Any]:
     """The layers that a model is a stack of."""
     kinds = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def check_positions(model: Any, tokens: int, setting: str) -> None:
+    """Raises UserError where `tokens` of a sequence, which `setting` asks for, are more than the model's table of
+    positions has rows (GPT-2, OPT, GPT-J). Without a table, positions go on for as long as one likes."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens
+    weights = [*model.named_parameters(), *model.named_buffers()]
+    tables = [w for name, w in weights if re.search(r"wpe|pos", name) and w.ndim == 2 and len(w) >= most]
+    if tables and tokens > most:
+        raise UserError(f"{setting} = {tokens} is more than the model's {most} positions: set it to {most} or less")
 
 
 def compiler() -> str | None:

@@ -99,3 +99,22 @@ def test_a_pickled_checkpoint_is_refused(base: Path) -> None:
 def test_models_without_thought_tokens_are_refused(base: Path) -> None:
     with pytest.raises(UserError, match=f"no thought tokens .*{CONTROL_TOKENS[0].replace('|', '.')}"):
         models.load_tokenizer(base)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gptj"])
+def test_a_sequence_longer_than_the_table_of_positions_is_refused(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"gptj": {"rotary_dim": 8}, "opt": {"word_embed_proj_dim": 32}}.get(kind, {})
+    with torch.device("meta"):
+        config = AutoConfig.for_model(kind, max_position_embeddings=128, **sizes)
+        model = AutoModelForCausalLM.from_config(config)
+    models.check_positions(model, 128, "train.sequence_length")
+    with pytest.raises(UserError, match="train.sequence_length = 129 is more than the model's 128 positions"):
+        models.check_positions(model, 129, "train.sequence_length")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss"])
+def test_rotated_positions_have_no_end(kind: str) -> None:
+    models.check_positions(tiny(kind), 10**7, "train.sequence_length")

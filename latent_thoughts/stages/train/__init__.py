@@ -129,6 +129,7 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     model = models.load(base / "model", model_config, "float32").train()
+    models.check_positions(model, config.sequence_length, "train.sequence_length")
     if config.dropout:
         models.add_dropout(model, config.dropout)
     if config.checkpoint_activations:

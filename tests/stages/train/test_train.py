@@ -393,6 +393,15 @@ def test_missing_input_is_named(run: Run, tmp_path: Path) -> None:
         run.train(run.recipe.train, [Source(tmp_path / "nowhere", "corpus")], tmp_path / "bad")
 
 
+def test_rows_longer_than_a_table_of_positions_are_refused(small: dict[str, Any], tmp_path: Path) -> None:
+    small["model"]["base"] = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    made = Run(resolve(small), tmp_path)
+    made.prepare()
+    made.synthesize()
+    with pytest.raises(UserError, match="train.sequence_length = 64 is more than the model's 16 positions"):
+        made.train_warm_start()
+
+
 def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
     stage = Stage(tmp_path / "sample", "sample", "k")
     stage.write("corpus-00000.parquet", [], DOCUMENTS, {})
