@@ -124,6 +124,8 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     documents = Corpus.open(bench(folder) / "documents.arrow")
     if not (documents.weights > 0).any():
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
+    if config.loss_on == "targets" and not documents.targets:
+        raise UserError("train.loss_on: targets, but thoughts are meant for none of the chunks: take loss_on: all")
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
     keep_freed_memory()

@@ -84,12 +84,18 @@ class Trainer:
             self.averages = {name: p.detach().clone() for name, p in self.objective.model.named_parameters()}
 
     def step(self, batch: loader.Batch, rate: float) -> dict[str, float]:
-        """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures."""
+        """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures.
+
+        A batch in which nothing carries loss (parts of long documents, all context) is passed over, without figures.
+        """
         config, step = self.config, self.counters.step
         seed = np.random.SeedSequence([self.seed, step, self.ranks.rank])
         _seed(self.objective.head.weight.device, int(seed.generate_state(1)[0]))
         counted = self.ranks.sum(_counts(batch.micros))
         targets = int(counted[-1])
+        if not targets:
+            self._pass(batch, counted)
+            return {}
         losses = torch.zeros(2, PARTS, dtype=torch.float64, device=self.objective.head.weight.device)
         for n, micro in enumerate(batch.micros):
             if self.ranks.size > 1:
@@ -107,10 +113,13 @@ class Trainer:
                 figures[f"loss_{part.name.lower()}"] = float(total[part] / count[part])
         self._refuse_divergence(figures, batch)
         self._update(rate)
-        self.place = batch.state
-        room = config.rows * config.sequence_length
-        self.counters.add([int(n) for n in counted[:-1]], batch.passed, room)
+        self._pass(batch, counted)
         return figures
+
+    def _pass(self, batch: loader.Batch, counted: torch.Tensor) -> None:
+        self.place = batch.state
+        room = self.config.rows * self.config.sequence_length
+        self.counters.add([int(n) for n in counted[:-1]], batch.passed, room)
 
     def _backward(self, micro: PackedRow, targets: int) -> torch.Tensor:
         """Adds the gradient of the batch's mean loss; returns (sum, count) of losses by part, where the model is."""
@@ -220,7 +229,7 @@ def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None
                 raise
             speed.count(counters)
             now = min(total, counters.progress(config.budget) * total)
-            advance(now - done, loss=figures["loss"], **speed.shown())
+            advance(now - done, **{name: figures[name] for name in ("loss",) if figures}, **speed.shown())
             done = now
             if counters.step % config.log_steps == 0:
                 metrics.write({**asdict(counters), "lr": config.lr * rate, **figures, **speed.figures()})

@@ -28,7 +28,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
 from latent_thoughts.stages.train.loop import Trainer, learning_rate
 from latent_thoughts.store import Stage
-from latent_thoughts.types import Interrupted, UserError
+from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
 
 
 @pytest.fixture
@@ -400,6 +400,27 @@ def test_rows_longer_than_a_table_of_positions_are_refused(small: dict[str, Any]
     made.synthesize()
     with pytest.raises(UserError, match="train.sequence_length = 64 is more than the model's 16 positions"):
         made.train_warm_start()
+
+
+def test_a_batch_of_context_alone_is_passed_over(run: Run, tmp_path: Path) -> None:
+    """Short rows that hold nothing but the beginning of a document."""
+    settings = {"rows": 1, "sequence_length": 4, "layout": "raw", "log_steps": 1}
+    train(run, tmp_path / "whole", **settings)
+    lines = curve(tmp_path / "whole")
+    without = [line["step"] for line in lines if "loss" not in line]
+    assert [line["step"] for line in lines] == list(range(1, 31)) and 0 < len(without) < 30
+    killed_at(run, tmp_path / "parts", 17, **settings)
+    train(run, tmp_path / "parts", **settings)
+    assert same(tmp_path / "whole", tmp_path / "parts") and curve(tmp_path / "parts") == lines
+
+
+def test_documents_without_anything_that_carries_loss_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = Chunk("d", 0, 0, "", (5, 6))
+    context = Corpus.of([ThoughtDocument("d", (chunk,), ((),), (False,), "raw")])
+    monkeypatch.setattr(Corpus, "open", lambda path: context)
+    with pytest.raises(UserError, match="train.loss_on: targets, but thoughts are meant for none"):
+        trainer(run)
+    assert trainer(run, loss_on="all").batches.documents is context
 
 
 def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
