@@ -30,11 +30,11 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.places import bench, remote
 from latent_thoughts.runlog import model_card, sent_to
 from latent_thoughts.stages.train import checkpoint, lean
-from latent_thoughts.stages.train.loop import Trainer, loop
+from latent_thoughts.stages.train.loop import Trainer, loop, terminated
 from latent_thoughts.stages.train.objective import Objective
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.store import Stage, read_manifest, stage_key
-from latent_thoughts.types import Manifest, UserError
+from latent_thoughts.types import Interrupted, Manifest, UserError
 
 __all__ = ["Source", "train"]
 
@@ -63,7 +63,7 @@ def train(
     if config.export == "best" and held_out is not None:
         inputs["held_out"] = read_manifest(held_out.folder)
     key = stage_key("train", [_settings(config, sources), model_config.dtype, seed], inputs)
-    with parallel.ranks() as ranks, contextlib.ExitStack() as stack:
+    with parallel.ranks() as ranks, terminated() as stopped, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
         failed: UserError | None = None
@@ -88,7 +88,7 @@ def train(
                 trainer.load(saved[-1])
             elif continue_from is not None:
                 trainer.load(continue_from / "stable", optimizer_only=True)
-            loop(trainer, folder, _first(work / "held_out.arrow", config.held_out))
+            loop(trainer, folder, _first(work / "held_out.arrow", config.held_out), stopped)
             _export(trainer, model_config, base, folder)
             if ranks.main:
                 Stage(folder, "train", key).close([], asdict(trainer.counters), model="model")
@@ -99,6 +99,8 @@ def train(
                 checkpoint.remove(path)
         if ranks.first_here:
             transfer.forget(folder)
+        if ranks.any(stopped()):
+            raise Interrupted("stopped when training was done")
         ranks.wait()
     return read_manifest(folder)
 

@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,21 +204,26 @@ def _counts(micros: list[PackedRow]) -> torch.Tensor:
     return torch.tensor([*np.asarray(parts).tolist(), targets], dtype=torch.float64)
 
 
-def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None:
-    """Trains until the budget is spent, with metrics and checkpoints in `folder`.
+def loop(
+    trainer: Trainer, folder: Path, held_out: Corpus | None = None, stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """Trains until the budget is spent, with metrics and checkpoints in `folder`, the last of them of the last step.
 
-    Raises Interrupted on SIGTERM, after a checkpoint, and Diverged after saving the batch.
+    Raises Interrupted where it is `stopped` before that, after a checkpoint, and Diverged after saving the batch.
     """
     config, counters, ranks = trainer.config, trainer.counters, trainer.ranks
     speed, batches = Speed(trainer), loader.load(trainer.batches, ranks)
     total = config.budget[1]
     with contextlib.ExitStack() as stack:
-        stopped = stack.enter_context(terminated())
         metrics = stack.enter_context(contextlib.closing(Metrics(folder, counters.step, config.tracker, ranks.main)))
         advance = stack.enter_context(track("train", total, config.budget[0]))
         done = min(total, counters.progress(config.budget) * total)
         advance(done)
         while (progress := counters.progress(config.budget)) < 1:
+            if ranks.any(stopped()):
+                metrics.sync()
+                trainer.save(checkpoint.folder_of(folder, counters.step))
+                raise Interrupted(f"training stopped at step {counters.step}")
             if config.schedule == "wsd" and progress >= 1 - config.decay_share:
                 trainer.save(folder / "stable")
             rate = learning_rate(config, counters.step, progress)
@@ -235,13 +240,9 @@ def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None
                 metrics.write({**asdict(counters), "lr": config.lr * rate, **figures, **speed.figures()})
             if counters.step % config.checkpoint_steps == 0:
                 _checkpoint(trainer, folder, held_out, metrics)
-            if ranks.any(stopped()):
-                metrics.sync()
-                trainer.save(checkpoint.folder_of(folder, counters.step))
-                raise Interrupted(f"training stopped at step {counters.step}")
         if config.schedule == "wsd":  # a run of few steps may end before its rate has fallen
             trainer.save(folder / "stable")
-        if held_out is not None and counters.step % config.checkpoint_steps:
+        if not checkpoint.there(checkpoint.folder_of(folder, counters.step)):
             _checkpoint(trainer, folder, held_out, metrics)
 
 
@@ -300,7 +301,7 @@ class Speed:
 
 
 @contextlib.contextmanager
-def terminated() -> Iterator[Any]:
+def terminated() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGTERM came (in the main thread, where signals can be handled)."""
     flag: list[int] = []
     try:

@@ -153,6 +153,17 @@ def test_logits_of_an_unknown_make_are_the_models_own() -> None:
     assert objective(micro)[0].requires_grad
 
 
+def test_a_model_without_one_that_gives_hidden_states_is_known_by_its_logits() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    more = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2}
+    config = AutoConfig.for_model("llama4_text", vocab_size=VOCABULARY, pad_token_id=18, **SIZES, **more)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    (micro,) = batch().micros
+    objective = Objective(model, MANY)
+    assert objective.behind is None and torch.allclose(objective(micro)[1], alone(model, micro), atol=1e-5)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.integers(0, 9),

@@ -200,6 +200,76 @@ def test_sigkill_and_sigterm_and_the_same_command_again(
     assert curve(run.warm_start) == curve(tmp_path / "whole")
 
 
+def test_sigterm_to_all_processes_of_a_job(run: Run, command: tuple[list[str], Path]) -> None:
+    """As `timeout` and schedulers send it: the workers that lay batches out get it too."""
+    arguments, folder = command
+    settings = ["train.steps=3000", "train.log_steps=1", "train.checkpoint_steps=5000", "train.workers=2"]
+    process = subprocess.Popen(
+        [*arguments, *settings], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    wait_for_step(folder, process, 20)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    (left,) = checkpoint.found(folder)
+    assert f"training stopped at step {int(left.name.rpartition('_')[2])}; resume with" in error
+
+
+def test_sigterm_before_the_first_step_and_behind_the_last(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sends_first(function: Any) -> Any:
+        def sends(*given: Any, **named: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(*given, **named)
+
+        return sends
+
+    before = signal.getsignal(signal.SIGTERM)
+    train(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "write", sends_first(corpus.write))
+        with pytest.raises(Interrupted, match="training stopped at step 0"):
+            train(run, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save", sends_first(models.save))
+        with pytest.raises(Interrupted, match="stopped when training was done"):
+            train(run, tmp_path / "parts")
+    assert (tmp_path / "parts" / "train" / "manifest.json").exists()
+    assert same(tmp_path / "whole", tmp_path / "parts") and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_export_that_fails_costs_no_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(run, tmp_path / "whole", held_out=5, checkpoint_steps=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save", None)
+        with pytest.raises(TypeError):
+            train(run, tmp_path / "parts", held_out=5, checkpoint_steps=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", None)
+        train(run, tmp_path / "parts", held_out=5, checkpoint_steps=7)
+    assert same(tmp_path / "whole", tmp_path / "parts") and curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_sigterm_in_the_last_step_does_not_change_which_checkpoint_is_best(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"held_out": 5, "export": "best", "checkpoint_steps": 7, "optimizer": "adamw", "lr": 0.003}
+    train(run, tmp_path / "whole", **settings)
+    step = Trainer.step
+
+    def sends_in_the_last(self: Trainer, batch: Any, rate: float) -> Any:
+        if self.counters.step == 29:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, rate)
+
+    monkeypatch.setattr(Trainer, "step", sends_in_the_last)
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "parts", **settings)
+    train(run, tmp_path / "parts", **settings)
+    assert same(tmp_path / "whole", tmp_path / "parts") and curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
 def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
     """Two processes by torchrun, on one machine or on two; what they wrote to standard error."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
