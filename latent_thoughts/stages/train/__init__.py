@@ -88,7 +88,10 @@ def train(
                 trainer.load(saved[-1])
             elif continue_from is not None:
                 trainer.load(continue_from / "stable", optimizer_only=True)
-            loop(trainer, folder, _first(work / "held_out.arrow", config.held_out), stopped)
+            held = _first(work / "held_out.arrow", config.held_out)
+            if config.export == "best" and held is None:
+                raise UserError("train.export: best, but there are no held-out documents to tell which is best")
+            loop(trainer, folder, held, stopped)
             _export(trainer, model_config, base, folder)
             if ranks.main:
                 Stage(folder, "train", key).close([], asdict(trainer.counters), model="model")
@@ -117,6 +120,8 @@ def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
     unread |= {"checkpoint_activations"}
     if config.export == "last":
         unread |= {"held_out"}
+    else:  # the checkpoints are what is chosen from
+        unread -= {"checkpoint_steps"}
     slices = [source.slice for source in sources if source.slice != (0, 1)]
     return [config.model_dump(exclude=unread), [source.weight for source in sources], *([slices] if slices else [])]
 
@@ -167,17 +172,13 @@ def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> 
     where that is asked for."""
     if trainer.config.export == "best" and (best := checkpoint.best(folder)) is not None:
         trainer.load(best, optimizer_only=True)
-    if trainer.averages:
-        with torch.no_grad():
-            for name, parameter in trainer.objective.model.named_parameters():
-                parameter.copy_(trainer.averages[name])
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(trainer.objective, options=options)
-    if not trainer.ranks.main:
-        return
-    plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}), "float32")
-    named = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
-    plain.load_state_dict(named)
+    with trainer.averaged():
+        weights = get_model_state_dict(trainer.objective, options=options)
+        if not trainer.ranks.main:
+            return
+        plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}), "float32")
+        plain.load_state_dict({n.removeprefix("model."): w for n, w in weights.items() if n.startswith("model.")})
     tokenizer, _ = models.load_tokenizer(base / "model")
     card = model_card(trainer.config, model_config, asdict(trainer.counters), trainer.seed)
     models.save(plain.to(getattr(torch, model_config.dtype)), tokenizer, folder / "model", card)

@@ -151,6 +151,18 @@ class Trainer:
             now = [p.detach() for p in self.objective.model.parameters()]
             get_ema_multi_avg_fn(self.config.ema)(list(self.averages.values()), now, self.counters.step)
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averages in the weights' place, where there are averages: they are what is exported."""
+        weights = dict(self.objective.model.named_parameters()) if self.averages else {}
+        kept = {name: p.detach().clone() for name, p in weights.items()}
+        with torch.no_grad():
+            for name, p in weights.items():
+                p.copy_(self.averages[name])
+            yield
+            for name, p in weights.items():
+                p.copy_(kept[name])
+
     @torch.no_grad()
     def held_out_loss(self, documents: Corpus) -> float:
         """Mean loss a token of the documents' raw text; every rank takes all of them."""
@@ -249,7 +261,8 @@ def loop(
 def _checkpoint(trainer: Trainer, folder: Path, held_out: Corpus | None, metrics: Metrics) -> None:
     step, loss = trainer.counters.step, None
     if held_out is not None:
-        loss = trainer.held_out_loss(held_out)
+        with trainer.averaged():
+            loss = trainer.held_out_loss(held_out)
         metrics.write({"step": step, "held_out_loss": loss})
     metrics.sync()
     trainer.save(checkpoint.folder_of(folder, step), loss)

@@ -20,6 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 from latent_thoughts import model as models
+from latent_thoughts import stages
 from latent_thoughts.config import Train, resolve
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.records import DOCUMENTS
@@ -420,6 +421,22 @@ def test_averaged_weights_are_exported(run: Run, tmp_path: Path) -> None:
     assert 0.2 < moved < 0.5  # after two steps of decay 3/4: about 1/4 of the way, and a bit
 
 
+def test_the_best_averages_are_exported(run: Run, tmp_path: Path) -> None:
+    """What is compared is what becomes the model; and looking at it changes nothing."""
+    settings = {"held_out": 5, "checkpoint_steps": 3, "schedule": "constant", "optimizer": "adamw", "ema": 0.9}
+    settings |= {"lr": 0.02, "dropout": 0.0}
+    train(run, tmp_path / "best", export="best", **settings)
+    t, found = trainer(run), {}
+    held_out = Corpus.of(t.batches.documents[n] for n in range(5))
+    for step in range(3, 31, 3):
+        train(run, tmp_path / str(step), steps=step, **{**settings, "held_out": 0})
+        t.objective.model.load_state_dict(weights(tmp_path / str(step)))
+        found[step] = t.held_out_loss(held_out)
+    best = min(found, key=lambda step: found[step])
+    assert same(tmp_path / "best", tmp_path / str(best)) and 3 < best < 30
+    assert not same(tmp_path / "best", tmp_path / "30")
+
+
 @pytest.mark.parametrize(("unit", "amount"), [("steps", 7), ("tokens", 1500), ("raw_tokens", 800), ("epochs", 2.5)])
 def test_budgets(run: Run, tmp_path: Path, unit: str, amount: float) -> None:
     config = run.recipe.train.with_budget(unit, amount)
@@ -517,6 +534,24 @@ def test_what_changes_no_result_is_not_in_the_key(run: Run, tmp_path: Path) -> N
     settings = {"micro_rows": 2, "workers": 1, "keep": 3, "logits": 500, "log_steps": 3, "checkpoint_steps": 7}
     assert train(run, tmp_path / "a").key == train(run, tmp_path / "b", **settings).key
     assert train(run, tmp_path / "a").key != train(run, tmp_path / "c", lr=0.002).key
+
+
+def test_the_best_of_other_checkpoints_is_another_result(run: Run, tmp_path: Path) -> None:
+    best = {"held_out": 5, "export": "best", "steps": 4}
+    one, other = (train(run, tmp_path / str(n), **best, checkpoint_steps=n).key for n in (2, 3))
+    assert one != other
+
+
+def test_the_best_of_what_nothing_tells_is_refused(run: Run, tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "held_out", "prepare", "k")
+    stage.write("held_out-00000.parquet", [], DOCUMENTS, {})
+    stage.close(["held_out-00000.parquet"], {})
+    config = run.recipe.train.model_copy(update={"held_out": 5, "export": "best"})
+    empty = Source(tmp_path / "held_out", "held_out")
+    with pytest.raises(UserError, match="train.export: best, but there are no held-out documents"):
+        stages.train.train(
+            config, run.recipe.model, run.base, sources(run), tmp_path / "a" / "train", 0, held_out=empty
+        )
 
 
 def test_tensorboard_gets_what_metrics_get(run: Run, tmp_path: Path) -> None:
