@@ -87,6 +87,8 @@ def train(
             if saved := checkpoint.found(folder):
                 trainer.load(saved[-1])
             elif continue_from is not None:
+                if not checkpoint.there(continue_from / "stable"):
+                    raise UserError(f"{continue_from} has no weights from before a decay: train it with schedule: wsd")
                 trainer.load(continue_from / "stable", optimizer_only=True)
             held = _first(work / "held_out.arrow", config.held_out)
             if config.export == "best" and held is None:

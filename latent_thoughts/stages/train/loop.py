@@ -186,8 +186,14 @@ class Trainer:
             checkpoint.save(path, self.ranks, self.objective, self.optimizers, self.averages, state)
 
     def load(self, path: Path, optimizer_only: bool = False) -> None:
-        """Restores a checkpoint; with `optimizer_only`, weights and optimizers of an earlier stage."""
+        """Restores a checkpoint; with `optimizer_only`, weights and optimizers of an earlier stage, which may have had
+        other settings: those of this one count."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         state = checkpoint.load(path, self.ranks, self.objective, self.optimizers, self.averages)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, own in zip(groups, settings, strict=True):
+            group.update(own)
         if not optimizer_only:
             self.batches.load_state(state["place"])
             self.place, self.counters = state["place"], Counters(**state["counters"])

@@ -446,6 +446,37 @@ def test_budgets(run: Run, tmp_path: Path, unit: str, amount: float) -> None:
     assert 0.5 < counts["fill"] <= 1
 
 
+@pytest.fixture
+def earlier(run: Run, tmp_path: Path) -> Path:
+    """A stage that another may go on from."""
+    train(run, tmp_path / "earlier", optimizer="adamw", schedule="wsd", steps=10)
+    return tmp_path / "earlier" / "train"
+
+
+def test_a_stage_that_goes_on_from_another_has_its_own_settings(
+    run: Run, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier one's weights and moments alone; averages begin at its weights where it had none."""
+    ours = {"lr": 0.0001, "weight_decay": 0.5, "betas": (0.8, 0.9)}
+    t = trainer(run, optimizer="adamw", schedule="wsd", ema=0.9, **ours)
+    t.load(earlier / "stable", optimizer_only=True)
+    (adamw,) = t.optimizers
+    (group,) = adamw.param_groups
+    assert {name: group[name] for name in ours} == ours and group["peak_lr"] == 0.0001
+    assert all(adamw.state[p]["step"] == 8 and adamw.state[p]["exp_avg"].any() for p in t.objective.parameters())
+    for name, parameter in t.objective.model.named_parameters():
+        assert torch.equal(t.averages[name], parameter)
+
+
+def test_what_a_stage_cannot_go_on_from_is_named(run: Run, earlier: Path, tmp_path: Path) -> None:
+    config = Train.model_validate({**run.recipe.train.model_dump(exclude_unset=True), "schedule": "wsd"})
+    with pytest.raises(UserError, match="stable is of another model or optimizer .*momentum_buffer"):
+        run.train(config, sources(run), tmp_path / "later", continue_from=earlier)
+    train(run, tmp_path / "cosine", steps=2)
+    with pytest.raises(UserError, match="cosine/train has no weights from before a decay"):
+        run.train(config, sources(run), tmp_path / "other", continue_from=tmp_path / "cosine" / "train")
+
+
 def test_schedules() -> None:
     cosine = Train(schedule="cosine", warmup_steps=10, steps=100)
     assert learning_rate(cosine, 4, 0.04) == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 0.04)))
