@@ -135,6 +135,11 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     if config.loss_on == "targets" and not documents.targets:
         raise UserError("train.loss_on: targets, but thoughts are meant for none of the chunks: take loss_on: all")
+    thoughts_alone = config.layout == "thoughts" and not config.raw_share
+    if config.budget[0] == "raw_tokens" and thoughts_alone and not documents.thoughtless:
+        raise UserError(
+            "train.layout: thoughts spends no raw_tokens where all chunks have thoughts: give tokens or epochs"
+        )
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
     keep_freed_memory()

@@ -103,7 +103,7 @@ class Trainer:
             losses += self._backward(micro, targets)
         total, count = self.ranks.sum(losses.cpu())  # not before: a GPU would be waited for at every micro-batch
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         figures = {
             "loss": float(total.sum() / count.sum()),
             "norm": float(getattr(norm, "full_tensor", lambda: norm)()),

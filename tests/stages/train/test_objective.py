@@ -225,6 +225,17 @@ def test_micro_batches_give_the_gradient_of_the_whole() -> None:
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
+def test_without_clipping_gradients_are_what_they_are() -> None:
+    found = []
+    for clip in (0.0, 1e9, 1e-3):
+        t = Trainer(Objective(tiny("llama"), MANY), [], Batches(corpus(), CONTROLS, CONFIG, 0), CONFIG, 0)
+        t.config = CONFIG.model_copy(update={"clip": clip})
+        t.step(batch(), 0.0)
+        found.append([p.grad for p in t.objective.parameters()])
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not any(map(torch.equal, found[0], found[2]))
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
 def test_checkpointed_activations_give_the_same_gradient(kind: str) -> None:
     gradients = []

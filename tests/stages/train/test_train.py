@@ -413,9 +413,9 @@ def test_the_best_checkpoint_is_exported(run: Run, tmp_path: Path) -> None:
 
 def test_averaged_weights_are_exported(run: Run, tmp_path: Path) -> None:
     train(run, tmp_path / "plain", steps=2, dropout=0.0)
-    train(run, tmp_path / "start", steps=1, dropout=0.0, lr=0.0, muon_lr=0.0, weight_decay=0.0)
     train(run, tmp_path / "averaged", steps=2, dropout=0.0, ema=0.75)
-    start, plain, averaged = (weights(tmp_path / name) for name in ("start", "plain", "averaged"))
+    start = load_file(run.base / "model" / "model.safetensors")
+    plain, averaged = (weights(tmp_path / name) for name in ("plain", "averaged"))
     name = next(n for n in start if "q_proj" in n)
     moved = (averaged[name] - start[name]).norm() / (plain[name] - start[name]).norm()
     assert 0.2 < moved < 0.5  # after two steps of decay 3/4: about 1/4 of the way, and a bit
@@ -539,6 +539,21 @@ def test_documents_without_anything_that_carries_loss_are_refused(run: Run, monk
     with pytest.raises(UserError, match="train.loss_on: targets, but thoughts are meant for none"):
         trainer(run)
     assert trainer(run, loss_on="all").batches.documents is context
+
+
+def test_a_budget_that_cannot_be_spent_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where thoughts are trained on alone, there is no raw token."""
+    chunks = tuple(Chunk("d", n, 0, "", (5, 6)) for n in range(2))
+    with_thoughts, some_without = (
+        Corpus.of([ThoughtDocument("d", chunks, (((7,),), second), (True, True), "em")]) for second in (((8,),), ())
+    )
+    settings = {"layout": "thoughts", "raw_tokens": 9, "steps": None}
+    monkeypatch.setattr(Corpus, "open", lambda path: with_thoughts)
+    with pytest.raises(UserError, match="layout: thoughts spends no raw_tokens"):
+        trainer(run, **settings)
+    assert trainer(run, **settings, raw_share=0.5) and trainer(run, layout="thoughts")
+    monkeypatch.setattr(Corpus, "open", lambda path: some_without)
+    assert trainer(run, **settings)
 
 
 def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
