@@ -101,3 +101,26 @@ def test_state_that_is_there_from_the_start_changes_no_step_of_adamw() -> None:
             optimizer.zero_grad()
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
     assert torch.equal(ours.model.norm.weight, tiny("llama").model.norm.weight)
+
+
+def test_matrices_that_are_kept_transposed_take_the_same_step() -> None:
+    """Of one shape with others that are not."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(6, 16, generator=generator), torch.randn(6, 16, generator=generator)
+    wide, tall, also_wide = (torch.nn.Parameter(x.clone()) for x in (start, start.T, start))
+    optimizer = Muon([wide, tall, also_wide], transposed=[wide])
+    wide.grad, tall.grad, also_wide.grad = gradient, gradient.T.contiguous(), gradient.clone()
+    optimizer.step()
+    assert torch.allclose(wide.T, tall, atol=1e-6) and not torch.allclose(wide, also_wide, atol=1e-3)
+
+
+def test_muon_leaves_gpt2s_positions_alone_and_knows_its_layers() -> None:
+    model = tiny("gpt2")
+    adamw, muon = optimizers(model, Train(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    assert hidden == [
+        name for name in names.values() if ".h." in name and name.endswith("weight") and ".ln_" not in name
+    ]
+    assert {names[n] for n in muon.transposed} == set(hidden)
+    assert {"transformer.wte.weight", "transformer.wpe.weight"} <= {names[id(p)] for p in adamw.state}
