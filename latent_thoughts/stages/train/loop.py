@@ -292,14 +292,11 @@ class Speed:
     def __init__(self, trainer: Trainer):
         model = trainer.objective.model
         self.device, self.ranks = trainer.objective.head.weight.device, trainer.ranks
-        embedding = model.get_input_embeddings().weight
-        tied = embedding is trainer.objective.head.weight
-        # products with weights alone, forward and backward; a head that is the embedding is a product too
-        sizes = [p.numel() for p in model.parameters() if p.ndim > 1 and (tied or p is not embedding)]
-        self.flops = 6 * sum(sizes)
+        weights = multiplied(model)
+        self.flops = 6 * weights  # products with weights alone, forward and backward
         dtype = torch.bfloat16 if trainer.autocast else torch.float32
         # of no interest in a model so small that its products do not fill the machine
-        self.peak = matmul_peak(self.device, dtype) if sum(sizes) > 10**7 else None
+        self.peak = matmul_peak(self.device, dtype) if weights > 10**7 else None
         self.before, self.tokens = trainer.counters.seconds, trainer.counters.tokens
         self.began, self.rate = time.perf_counter(), 0.0
 
@@ -317,6 +314,19 @@ class Speed:
         return {name.replace("/s", "_per_second"): value for name, value in self.shown().items()} | {
             "memory_gb": used / 1e9
         }
+
+
+def multiplied(model: Any) -> float:
+    """Weights that a token is multiplied with. A head that is the embedding is a product too; of experts, which
+    transformers keeps in one tensor, a token takes some."""
+    embedding = model.get_input_embeddings().weight
+    tied = embedding is model.get_output_embeddings().weight
+    taken = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    return sum(
+        p.numel() * (taken / len(p) if taken and ".experts." in name and p.ndim == 3 else 1)
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and (tied or p is not embedding)
+    )
 
 
 @contextlib.contextmanager

@@ -27,9 +27,10 @@ from latent_thoughts.data.records import DOCUMENTS
 from latent_thoughts.em import Run
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
-from latent_thoughts.stages.train.loop import Trainer, learning_rate
+from latent_thoughts.stages.train.loop import Trainer, learning_rate, multiplied
 from latent_thoughts.store import Stage
 from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
+from tests.conftest import tiny
 
 
 @pytest.fixture
@@ -605,8 +606,11 @@ def test_tensorboard_gets_what_metrics_get(run: Run, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(run, tmp_path / "a", tracker="tensorboard")
-    events = EventAccumulator(str(tmp_path / "a" / "train" / "tensorboard")).Reload()
-    assert [e.step for e in events.Scalars("loss")] == [5, 10, 15, 20, 25, 30]
+    killed_at(run, tmp_path / "b", 17, tracker="tensorboard")  # after it told of step 15, and goes on from 10
+    train(run, tmp_path / "b", tracker="tensorboard")
+    for name in ("a", "b"):
+        events = EventAccumulator(str(tmp_path / name / "train" / "tensorboard")).Reload()
+        assert [e.step for e in events.Scalars("loss")] == [5, 10, 15, 20, 25, 30]
 
 
 def test_a_tracker_that_is_not_installed_is_named(run: Run, tmp_path: Path) -> None:
@@ -614,6 +618,16 @@ def test_a_tracker_that_is_not_installed_is_named(run: Run, tmp_path: Path) -> N
         patch.setitem(sys.modules, "wandb", None)
         with pytest.raises(UserError, match="pip install wandb"):
             train(run, tmp_path / "a", tracker="wandb")
+
+
+def test_of_experts_those_count_that_a_token_is_sent_to() -> None:
+    """gpt_oss in small: of two experts each token takes one."""
+    model = tiny("gpt_oss")
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3)
+    all_but = sum(p.numel() for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n) - experts
+    assert experts > 0 and multiplied(model) == all_but + experts / 2
+    llama = tiny("llama")
+    assert multiplied(llama) == sum(p.numel() for n, p in llama.named_parameters() if p.ndim > 1 and "embed" not in n)
 
 
 def test_held_out_loss_is_that_of_every_document_once(run: Run) -> None:
