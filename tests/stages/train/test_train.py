@@ -298,7 +298,7 @@ def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
 
 @pytest.mark.parametrize("nodes", [1, 2], ids=["full", "hybrid over two machines"])
 def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any], nodes: int) -> None:
-    """torchrun, gloo, FSDP2: the same losses over 50 steps, with either optimizer."""
+    """torchrun, gloo, FSDP2: the same losses over 50 steps, with either optimizer; and the same averages looked at."""
     small["train"] |= {
         "dropout": 0.0,
         "steps": 50,
@@ -308,13 +308,18 @@ def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any]
         "lr": 0.003,
     }
     small["train"] |= (
-        {"shard": "full", "optimizer": "muon"} if nodes == 1 else {"shard": "hybrid", "optimizer": "adamw"}
+        {"shard": "full", "optimizer": "muon", "ema": 0.9, "held_out": 5}
+        if nodes == 1
+        else {"shard": "hybrid", "optimizer": "adamw"}
     )
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(small))
     processes(nodes, ["-m", "latent_thoughts.cli"], ["train", str(recipe), "--out", str(tmp_path)])
     run.train(resolve(small).train, sources(run), tmp_path / "one")
     ours, theirs = curve(tmp_path / "one"), curve(run.warm_start)
+    held_out = [[line["held_out_loss"] for line in lines if "held_out_loss" in line] for lines in (ours, theirs)]
+    assert len(held_out[0]) == (3 if nodes == 1 else 0) and held_out[0] == pytest.approx(held_out[1], abs=1e-4)
+    ours, theirs = ([line for line in lines if "loss" in line] for lines in (ours, theirs))
     assert len(ours) == len(theirs) == 50
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
