@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,23 +62,29 @@ def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[A
     UserError for a model that cannot be loaded or has no tokenizer.
     """
     tokenizer = base_tokenizer(config, source, world_seed)
-    before = len(tokenizer)
+    before = set(tokenizer.get_vocab().values())
     controls = add_control_tokens(tokenizer)
+    ids = set(tokenizer.get_vocab().values())
+    wanted = max(ids) + 1  # which may be more than there are tokens
     torch.manual_seed(seed)
     if isinstance(config.base, dict):
-        return _from_config(config, len(tokenizer)), tokenizer, controls
+        return _from_config(config, wanted), tokenizer, controls
     model = _load_pretrained(config)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if len(tokenizer) > before:
-        _set_to_mean(model, before, len(tokenizer))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if wanted > rows:
+        model.resize_token_embeddings(wanted, mean_resizing=False)
+    if new := ids - before:
+        _set_to_mean(model, sorted(new), sorted(before & set(range(rows))))
     return model, tokenizer, controls
 
 
-def _set_to_mean(model: Any, before: int, after: int) -> None:
-    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-        with torch.no_grad():
-            layer.weight[before:after] = layer.weight[:before].float().mean(0).to(layer.weight.dtype)
+def _set_to_mean(model: Any, new: list[int], old: list[int]) -> None:
+    """Of embeddings, input and output, and of a head's bias."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.no_grad():
+        for values in (getattr(layer, name, None) for layer in layers for name in ("weight", "bias")):
+            if values is not None:
+                values[new] = values[old].float().mean(0).to(values.dtype)
 
 
 def _from_config(config: Model, vocabulary: int) -> Any:
@@ -283,6 +290,16 @@ def blocks(model: Any) -> list[Any]:
     """The layers that a model is a stack of."""
     kinds = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def check_positions(model: Any, tokens: int, setting: str) -> None:
+    """Raises UserError where `tokens` of a sequence, which `setting` asks for, are more than the model's table of
+    positions has rows (GPT-2, OPT, GPT-J). Without a table, positions go on for as long as one likes."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens
+    weights = [*model.named_parameters(), *model.named_buffers()]
+    tables = [w for name, w in weights if re.search(r"wpe|pos", name) and w.ndim == 2 and len(w) >= most]
+    if tables and tokens > most:
+        raise UserError(f"{setting} = {tokens} is more than the model's {most} positions: set it to {most} or less")
 
 
 def compiler() -> str | None:

@@ -9,7 +9,7 @@ shards are gathered for it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,27 +36,39 @@ def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, with decoupled weight decay; the same update as torch.optim.Muon."""
+    """Nesterov momentum, orthogonalised, with decoupled weight decay; the same update as torch.optim.Muon.
+
+    The rate grows with the outputs a matrix has for an input. Those `transposed` are kept as (inputs, outputs).
+    """
 
     def __init__(
-        self, params: Iterable[torch.Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1
+        self,
+        params: Iterable[torch.Tensor],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        transposed: Iterable[torch.Tensor] = (),
     ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.transposed = {id(parameter) for parameter in transposed}
+        for group in self.param_groups:
+            self.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            alike: dict[tuple[torch.Size, bool], list[torch.Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                self._step(parameters, shape, group)
+                    alike[parameter.shape, id(parameter) in self.transposed].append(parameter)
+            for (shape, transposed), parameters in alike.items():
+                self._step(parameters, shape[::-1] if transposed else shape, group)
 
-    def _step(self, parameters: list[torch.Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+    def _step(self, parameters: list[torch.Tensor], shape: Sequence[int], group: dict[str, Any]) -> None:
+        """On matrices of one shape; `shape` is (outputs, inputs)."""
         momentum, decay = group["momentum"], group["lr"] * group["weight_decay"]
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         gradients = torch.stack([_local(p.grad) for p in parameters if p.grad is not None])
         averages = torch.stack([_local(b) for b in buffers]).lerp_(gradients, 1 - momentum)
         updates = _by_whole_matrices(orthogonalise, gradients.lerp(averages, momentum), parameters)
@@ -92,17 +104,37 @@ def _by_whole_matrices(
     ]
 
 
+def _adamw(parameters: list[torch.Tensor], config: Train) -> torch.optim.AdamW:
+    """With the state of all parameters, which torch makes where a gradient first comes.
+
+    A parameter that gets none (an idle vision tower) would have none in a checkpoint, and be missed when that is
+    loaded; and to save before the first step torch takes a step of its own, which counts.
+    """
+    adamw = torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    for parameter in parameters:
+        adamw.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return adamw
+
+
 def optimizers(model: Any, config: Train) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon (Jordan et al. 2024) on the hidden matrices and AdamW on everything else."""
-    outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    outside = {id(layer.weight) for layer in (*tables, model.get_input_embeddings(), model.get_output_embeddings())}
     parameters = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in parameters if config.optimizer == "muon" and p.ndim == 2 and id(p) not in outside]
     rest = [p for p in parameters if all(p is not q for q in hidden)]
-    built: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    ]
+    built: list[torch.optim.Optimizer] = [_adamw(rest, config)]
     if hidden:
-        built.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay))
+        transposed = [module.weight for module in model.modules() if isinstance(module, Conv1D)]
+        built.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, transposed=transposed))
     for optimizer in built:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -142,7 +142,7 @@ after `<|latent_start|><|latent_posterior|>` it says the thought behind the text
 Log = Callable[[dict[str, Any]], None]
 
 
-def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
+def _tracker(kind: str, folder: Path, from_step: int) -> tuple[Log, Callable[[], None]]:
     """(log, close) of an experiment tracker. Raises UserError where it is not installed."""
     if kind == "none":
         return lambda values: None, lambda: None
@@ -150,7 +150,8 @@ def _tracker(kind: str, folder: Path) -> tuple[Log, Callable[[], None]]:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(places.bench(folder) / "tensorboard"))
+            # which then drops what an earlier process told of later steps
+            writer = SummaryWriter(str(places.bench(folder) / "tensorboard"), purge_step=from_step + 1)
 
             def write(values: dict[str, Any]) -> None:
                 for name, value in values.items():
@@ -200,7 +201,7 @@ class Metrics:
             kept = [f"{line.decode()}\n" for line in lines if logged(line, known)["step"] <= from_step]
         with atomic(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
-        self._track, self._end = _tracker(tracker, folder)
+        self._track, self._end = _tracker(tracker, folder, from_step)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,34 @@ def test_new_embeddings_start_at_the_mean(base: Path) -> None:
         assert torch.equal(after[:20], before)
         for token in (controls.start, controls.end, controls.prior, controls.posterior):
             assert torch.allclose(after[token], before.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [30, 60])
+def test_new_tokens_behind_a_gap_in_the_vocabulary_get_their_own_rows(tmp_path: Path, rows: int) -> None:
+    """As where a token stands far behind the others: ids go further than tokens are many. A bias starts at its mean."""
+    words = word_tokenizer(WORDS)
+    words.save_pretrained(tmp_path / "words")
+    core = json.loads((tmp_path / "words" / "tokenizer.json").read_text())
+    core["model"]["vocab"]["<|far|>"] = 29
+    (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(core))
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "words")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    old = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi", vocab_size=rows, **sizes))
+    with torch.no_grad():
+        old.lm_head.bias.copy_(torch.arange(rows))
+    models.save(old, tokenizer, tmp_path / "base")
+    model, tokenizer, controls = models.load_base(Model(base=str(tmp_path / "base")), "x", 0, 0)
+    known = [*range(20), 29]
+    new = [controls.start, controls.end, controls.prior, controls.posterior]
+    assert min(new) > 20 and not set(new) & set(known) and len(tokenizer) == 25
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
+        before, after = old.get_parameter(name), model.get_parameter(name)
+        assert len(after) == max(rows, max(new) + 1)
+        assert all(torch.allclose(after[n], before[known].mean(0), atol=1e-6) for n in new)
+        left = [n for n in range(rows) if n not in new]
+        assert torch.equal(after[left], before[left])
 
 
 def test_adding_twice_changes_nothing(base: Path, tmp_path: Path) -> None:
@@ -99,3 +128,22 @@ def test_a_pickled_checkpoint_is_refused(base: Path) -> None:
 def test_models_without_thought_tokens_are_refused(base: Path) -> None:
     with pytest.raises(UserError, match=f"no thought tokens .*{CONTROL_TOKENS[0].replace('|', '.')}"):
         models.load_tokenizer(base)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gptj"])
+def test_a_sequence_longer_than_the_table_of_positions_is_refused(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"gptj": {"rotary_dim": 8}, "opt": {"word_embed_proj_dim": 32}}.get(kind, {})
+    with torch.device("meta"):
+        config = AutoConfig.for_model(kind, max_position_embeddings=128, **sizes)
+        model = AutoModelForCausalLM.from_config(config)
+    models.check_positions(model, 128, "train.sequence_length")
+    with pytest.raises(UserError, match="train.sequence_length = 129 is more than the model's 128 positions"):
+        models.check_positions(model, 129, "train.sequence_length")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss"])
+def test_rotated_positions_have_no_end(kind: str) -> None:
+    models.check_positions(tiny(kind), 10**7, "train.sequence_length")

@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
-from latent_thoughts.optim import Muon, orthogonalise
+from latent_thoughts.config import Train
+from latent_thoughts.optim import Muon, optimizers, orthogonalise
+from tests.conftest import tiny
 
 SHAPES = [(8, 8), (16, 6), (6, 16), (8, 8), (16, 6), (5, 7)]
 
@@ -81,3 +83,44 @@ def test_saved_state_continues_as_if_uninterrupted() -> None:
     other.load_state_dict(state)
     steps(resumed, other, 2)
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_state_that_is_there_from_the_start_changes_no_step_of_adamw() -> None:
+    """Nor what a parameter becomes that gets no gradient."""
+    ours, theirs = tiny("llama"), tiny("llama")
+    config = Train(lr=0.01, weight_decay=0.1)
+    (adamw,) = optimizers(ours, config)
+    lazy = torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=config.betas, weight_decay=0.1, fused=True)
+    assert len(adamw.state) == len(list(ours.parameters()))
+    for step in range(3):
+        for model, optimizer in ((ours, adamw), (theirs, lazy)):
+            ids = torch.arange(step, step + 8)[None]
+            model(input_ids=ids, labels=ids).loss.backward()
+            model.model.norm.weight.grad = None
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    assert torch.equal(ours.model.norm.weight, tiny("llama").model.norm.weight)
+
+
+def test_matrices_that_are_kept_transposed_take_the_same_step() -> None:
+    """Of one shape with others that are not."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(6, 16, generator=generator), torch.randn(6, 16, generator=generator)
+    wide, tall, also_wide = (torch.nn.Parameter(x.clone()) for x in (start, start.T, start))
+    optimizer = Muon([wide, tall, also_wide], transposed=[wide])
+    wide.grad, tall.grad, also_wide.grad = gradient, gradient.T.contiguous(), gradient.clone()
+    optimizer.step()
+    assert torch.allclose(wide.T, tall, atol=1e-6) and not torch.allclose(wide, also_wide, atol=1e-3)
+
+
+def test_muon_leaves_gpt2s_positions_alone_and_knows_its_layers() -> None:
+    model = tiny("gpt2")
+    adamw, muon = optimizers(model, Train(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    assert hidden == [
+        name for name in names.values() if ".h." in name and name.endswith("weight") and ".ln_" not in name
+    ]
+    assert {names[n] for n in muon.transposed} == set(hidden)
+    assert {"transformer.wte.weight", "transformer.wpe.weight"} <= {names[id(p)] for p in adamw.state}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from latent_thoughts.config.base import (
     BAD_YAML,
@@ -108,11 +108,14 @@ def _between(first: float, last: float, iteration: int, iterations: int) -> floa
     return first + (last - first) * min(1.0, max(0.0, share))
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
 
 
 class Train(Section):
     """The M-step. Exactly one of steps, tokens, raw_tokens and epochs is the budget."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     steps: Positive | None = None
     tokens: Positive | None = None
@@ -132,16 +135,16 @@ class Train(Section):
     compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile, or all of a small model ahead
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
-    lr: float = 1e-4
-    muon_lr: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: Weight = 0.01
+    clip: Weight = 1.0  # norm of the gradient that is not exceeded; 0: none
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     decay_share: Share = 0.2  # of a wsd run
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     dropout: Share = 0.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of averaged weights, which are then exported; 0: none
+    ema: Decay = 0.0  # decay of averaged weights, which are then exported; 0: none
     spike: Annotated[float, Field(gt=0)] = 4.0  # nats a token that a loss may exceed the last 50; more stops the run
     held_out: Annotated[int, Field(ge=0)] = 0  # documents whose loss is taken at every checkpoint
     checkpoint_steps: Positive = 500

@@ -79,6 +79,16 @@ class Corpus:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.shards[shard], index - int(self.starts[shard])
 
+    @property
+    def targets(self) -> bool:
+        """Whether any chunk has a thought or is meant for one."""
+        return any(shard.target.any() or len(shard.thought) > 1 for shard in self.shards)
+
+    @property
+    def thoughtless(self) -> bool:
+        """Whether any chunk has no thought."""
+        return any((np.diff(shard.thoughts) == 0).any() for shard in self.shards)
+
     def name(self, index: int) -> str:
         shard, row = self._at(index)
         return shard.batch.column("id")[row].as_py()

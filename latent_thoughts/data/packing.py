@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,12 +25,16 @@ from latent_thoughts.types import PackedRow
 
 
 class Piece(NamedTuple):
-    """At most a row's worth of one visit to a document: its `visit`-th, part `part` of `document`."""
+    """At most a row's worth of one visit to a document: its `visit`-th, part `part` of `document`.
+
+    `share` is what it is of an epoch, in which all visits count alike.
+    """
 
     visit: int
     document: int
     part: int
     size: int
+    share: float
 
 
 Row = list[Piece]
@@ -75,20 +80,24 @@ class Batches:
     @property
     def passed(self) -> float:
         """Epochs, without what waits."""
-        return max(0.0, self.epoch + (self.cursor - len(self.waiting)) / max(1, len(self._order())))
+        begun = self.epoch + self.cursor / max(1, len(self._order()))
+        return max(0.0, begun - math.fsum(piece.share for piece in self.waiting))
 
     def _next_visit(self) -> list[Piece]:
         while self.cursor == len(self._order()):
             self.epoch, self.cursor = self.epoch + 1, 0
-        visit, index = self._order()[self.cursor].tolist()
         self.cursor += 1
+        return self._pieces(*self._order()[self.cursor - 1].tolist())
+
+    def _pieces(self, visit: int, index: int) -> list[Piece]:
+        """All of a visit to a document."""
         lengths = self.documents.lengths(index)
         taken = [sizes[visit % len(sizes)] if sizes else None for sizes in lengths.thoughts]
-        total, size = (
-            format.extent(lengths.text, taken, self._forms(visit, index, len(taken))),
-            self.config.sequence_length,
-        )
-        return [Piece(visit, index, n, min(size, total - start)) for n, start in enumerate(range(0, total, size))]
+        total = format.extent(lengths.text, taken, self._forms(visit, index, len(taken)))
+        size = self.config.sequence_length
+        starts = range(0, total, size)
+        share = 1 / len(starts) / max(1, len(self._order()))
+        return [Piece(visit, index, n, min(size, total - start), share) for n, start in enumerate(starts)]
 
     def _order(self) -> np.ndarray:
         """The visits (visit, document) of this epoch, shuffled.
@@ -135,7 +144,11 @@ class Batches:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.cursor = state["epoch"], state["cursor"]
-        self.waiting = [Piece(*values) for values in state["waiting"]]
+        # checkpoints of earlier versions do not know the shares
+        self.waiting = [
+            Piece(*values) if len(values) == len(Piece._fields) else self._pieces(*values[:2])[values[2]]
+            for values in state["waiting"]
+        ]
 
 
 @functools.lru_cache(2**12)  # asked for twice: for a piece's size, and some batches later for its tokens

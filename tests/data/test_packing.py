@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.format import Form, Part, lay_out
 from latent_thoughts.data.packing import Batches, by_length, positions
 from latent_thoughts.data.tokenizer import Controls
+from latent_thoughts.stages.train.loop import learning_rate
 from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument
 
 CONTROLS = Controls(start=3, end=4, prior=5, posterior=6, bos=1, eos=2)
@@ -170,6 +172,47 @@ def test_interrupted_equals_uninterrupted(
     resumed.load_state(state)
     for _ in range(6):
         assert flat(next_batch(resumed)) == flat(next_batch(whole))
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, CONFIGS, st.sampled_from([1.0, 1.3, 2.5]), st.integers(0, 5))
+def test_what_is_passed_of_the_epochs_never_falls_and_is_what_has_left_the_line(
+    sizes: list[tuple[int, int | None]], config: Train, weight: float, seed: int
+) -> None:
+    """However many parts a document is cut into, and however many visits an epoch has."""
+    batches = Batches(documents([*sizes, (200, None)], weight), CONTROLS, config, seed)
+    assert batches.passed == 0
+    gone, before = 0.0, 0.0
+    for _ in range(40):
+        gone += sum(piece.share for row in batches.plan() for piece in row)
+        assert batches.passed >= before - 1e-12
+        assert batches.passed == pytest.approx(gone)
+        before = batches.passed
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 12_800), (20, 2_560), (8, 100), (300, 100), (1000, 40)])
+def test_an_epoch_trains_every_token_about_once_and_the_cosine_only_falls(count: int, size: int) -> None:
+    config = Train(sequence_length=64, rows=4, layout="raw", epochs=1)
+    batches = Batches(documents([(size, None)] * count), CONTROLS, config, 0)
+    tokens, rates = 0, []
+    while batches.passed < 1:
+        rates.append(learning_rate(config, len(rates), batches.passed))
+        tokens += sum(piece.size for row in batches.plan() for piece in row)
+    # the last part of a document is shorter than the others and counts as much
+    short = batches.lookahead * config.sequence_length
+    assert tokens == pytest.approx(count * (size + 2), abs=config.rows * config.sequence_length + short)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
+    """There pieces were not told what share of an epoch they are."""
+    config = Train(sequence_length=10, rows=2, layout="raw")
+    whole = Batches(documents([(200, None), (7, None), (33, None)]), CONTROLS, config, 0)
+    whole.plan()
+    state = whole.state()
+    resumed = Batches(whole.documents, CONTROLS, config, 0)
+    resumed.load_state({**state, "waiting": [piece[:4] for piece in state["waiting"]]})
+    assert resumed.passed == pytest.approx(whole.passed) and resumed.plan() == whole.plan()
 
 
 def test_seeds_give_other_orders_and_forms_are_drawn_afresh_at_every_visit() -> None:

@@ -31,11 +31,11 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.places import bench, remote
 from latent_thoughts.runlog import model_card, sent_to
 from latent_thoughts.stages.train import checkpoint, lean
-from latent_thoughts.stages.train.loop import Trainer, loop
+from latent_thoughts.stages.train.loop import Trainer, loop, terminated
 from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.store import Stage, read_manifest, stage_key
-from latent_thoughts.types import Manifest, UserError
+from latent_thoughts.types import Interrupted, Manifest, UserError
 
 __all__ = ["Source", "train"]
 
@@ -64,7 +64,7 @@ def train(
     if config.export == "best" and held_out is not None:
         inputs["held_out"] = read_manifest(held_out.folder)
     key = stage_key("train", [_settings(config, sources), model_config.dtype, seed], inputs)
-    with parallel.ranks() as ranks, contextlib.ExitStack() as stack:
+    with parallel.ranks() as ranks, terminated() as stopped, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
         failed: UserError | None = None
@@ -88,8 +88,13 @@ def train(
             if saved := checkpoint.found(folder):
                 trainer.load(saved[-1])
             elif continue_from is not None:
+                if not checkpoint.there(continue_from / "stable"):
+                    raise UserError(f"{continue_from} has no weights from before a decay: train it with schedule: wsd")
                 trainer.load(continue_from / "stable", optimizer_only=True)
-            loop(trainer, folder, _first(work / "held_out.arrow", config.held_out))
+            held = _first(work / "held_out.arrow", config.held_out)
+            if config.export == "best" and held is None:
+                raise UserError("train.export: best, but there are no held-out documents to tell which is best")
+            loop(trainer, folder, held, stopped)
             _export(trainer, model_config, base, folder)
             if ranks.main:
                 Stage(folder, "train", key).close([], asdict(trainer.counters), model="model")
@@ -100,6 +105,8 @@ def train(
                 checkpoint.remove(path)
         if ranks.first_here:
             transfer.forget(folder)
+        if ranks.any(stopped()):
+            raise Interrupted("stopped when training was done")
         ranks.wait()
     return read_manifest(folder)
 
@@ -116,6 +123,8 @@ def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
     unread |= {"checkpoint_activations"}
     if config.export == "last":
         unread |= {"held_out"}
+    else:  # the checkpoints are what is chosen from
+        unread -= {"checkpoint_steps"}
     slices = [source.slice for source in sources if source.slice != (0, 1)]
     return [config.model_dump(exclude=unread), [source.weight for source in sources], *([slices] if slices else [])]
 
@@ -125,6 +134,13 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     documents = Corpus.open(bench(folder) / "documents.arrow")
     if not (documents.weights > 0).any():
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
+    if config.loss_on == "targets" and not documents.targets:
+        raise UserError("train.loss_on: targets, but thoughts are meant for none of the chunks: take loss_on: all")
+    thoughts_alone = config.layout == "thoughts" and not config.raw_share
+    if config.budget[0] == "raw_tokens" and thoughts_alone and not documents.thoughtless:
+        raise UserError(
+            "train.layout: thoughts spends no raw_tokens where all chunks have thoughts: give tokens or epochs"
+        )
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
     keep_freed_memory()
@@ -132,6 +148,7 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     model = models.load(base / "model", model_config, "float32").train()
     if model.device.type == "cuda":  # of several, the one whose seed and memory torch is asked for by no name
         torch.cuda.set_device(model.device)
+    models.check_positions(model, config.sequence_length, "train.sequence_length")
     if config.dropout:
         models.add_dropout(model, config.dropout)
     if config.checkpoint_activations:
@@ -166,17 +183,13 @@ def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> 
     where that is asked for."""
     if trainer.config.export == "best" and (best := checkpoint.best(folder)) is not None:
         trainer.load(best, optimizer_only=True)
-    if trainer.averages:
-        with torch.no_grad():
-            for name, parameter in trainer.objective.model.named_parameters():
-                parameter.copy_(trainer.averages[name])
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(trainer.objective, options=options)
-    if not trainer.ranks.main:
-        return
-    plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}), "float32")
-    named = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
-    plain.load_state_dict(named)
+    with trainer.averaged():
+        weights = get_model_state_dict(trainer.objective, options=options)
+        if not trainer.ranks.main:
+            return
+        plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}), "float32")
+        plain.load_state_dict({n.removeprefix("model."): w for n, w in weights.items() if n.startswith("model.")})
     tokenizer, _ = models.load_tokenizer(base / "model")
     card = model_card(trainer.config, model_config, asdict(trainer.counters), trainer.seed)
     models.save(plain.to(getattr(torch, model_config.dtype)), tokenizer, folder / "model", card)

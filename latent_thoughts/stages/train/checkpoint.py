@@ -85,7 +85,10 @@ def save(
 
 
 def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, averages: dict[str, Any]) -> Any:
-    """Restores everything in place; returns the state. Raises UserError for a checkpoint that is damaged."""
+    """Restores everything in place; returns the state. Averages that the checkpoint lacks begin at its weights.
+
+    Raises UserError for a checkpoint that is damaged, or of another model or optimizer.
+    """
     failed = None
     try:
         state = check(path) if ranks.main else read_state(path)
@@ -97,19 +100,26 @@ def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, ave
         transfer.local(path)
     ranks.wait()
     weights, moments = get_state_dict(model, list(optimizers))
-    values = {"model": weights, "optimizers": moments, "averages": averages}
+    values = {"model": weights, "optimizers": moments}
     reader = Reader(transfer.local(path))
-    reader.read_metadata()  # which says it in one line
+    known = reader.read_metadata().state_dict_metadata  # which says in one line what is wrong with it
+    if averaged := any(name.startswith("averages.") for name in known):
+        values["averages"] = averages
     try:
         with _in_one_process():
             state_dict_loader.load(values, storage_reader=reader, planner=Planner())
     except CheckpointException as error:
         (first, _), *_ = error.failures.values()
+        if "Missing key" in str(first):
+            raise UserError(f"checkpoint {path} is of another model or optimizer ({first})") from None
         raise UserError(f"checkpoint {path} cannot be read ({' '.join(str(first).split())}): remove it") from None
     ranks.wait()
     if ranks.first_here:
         transfer.forget(path)
     set_state_dict(model, list(optimizers), model_state_dict=weights, optim_state_dict=moments)
+    if not averaged:
+        for name, average in averages.items():
+            average.copy_(weights[f"model.{name}"])
     return state
 
 

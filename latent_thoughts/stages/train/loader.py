@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -48,8 +50,17 @@ class Stream(IterableDataset):  # pyright: ignore[reportMissingTypeArgument]
 
 
 def load(batches: Batches, ranks: Ranks) -> Iterator[Batch]:
-    """Batches in order, whatever the number of workers."""
+    """Batches in order, whatever the number of workers.
+
+    SIGTERM to all processes of a job stops the one that trains, which then needs its workers to end in order: they
+    begin with it blocked, and of their own, since a fork of a process that has run torch's threads may hang.
+    """
     workers = batches.config.workers
-    # A fork of a process that has run torch's threads may hang.
-    context = "forkserver" if workers else None
-    return iter(DataLoader(Stream(batches, ranks), None, num_workers=workers, multiprocessing_context=context))
+    context = "spawn" if workers else None
+    stream = DataLoader(Stream(batches, ranks), None, num_workers=workers, multiprocessing_context=context)
+    resource_tracker.ensure_running()  # whose start unblocks it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        return iter(stream)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

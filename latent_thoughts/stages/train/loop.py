@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,18 @@ class Trainer:
             self.averages = {name: p.detach().clone() for name, p in self.objective.model.named_parameters()}
 
     def step(self, batch: loader.Batch, rate: float) -> dict[str, float]:
-        """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures."""
+        """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures.
+
+        A batch in which nothing carries loss (parts of long documents, all context) is passed over, without figures.
+        """
         config, step = self.config, self.counters.step
         seed = np.random.SeedSequence([self.seed, step, self.ranks.rank])
         _seed(self.objective.head.weight.device, int(seed.generate_state(1)[0]))
         counted = self.ranks.sum(_counts(batch.micros))
         targets = int(counted[-1])
+        if not targets:
+            self._pass(batch, counted)
+            return {}
         losses = torch.zeros(2, PARTS, dtype=torch.float64, device=self.objective.head.weight.device)
         for n, micro in enumerate(batch.micros):
             if self.ranks.size > 1:
@@ -98,7 +104,7 @@ class Trainer:
             losses += self._backward(micro, targets)
         total, count = self.ranks.sum(losses.cpu())  # not before: a GPU would be waited for at every micro-batch
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         figures = {
             "loss": float(total.sum() / count.sum()),
             "norm": float(getattr(norm, "full_tensor", lambda: norm)()),
@@ -108,10 +114,13 @@ class Trainer:
                 figures[f"loss_{part.name.lower()}"] = float(total[part] / count[part])
         self._refuse_divergence(figures, batch)
         self._update(rate)
-        self.place = batch.state
-        room = config.rows * config.sequence_length
-        self.counters.add([int(n) for n in counted[:-1]], batch.passed, room)
+        self._pass(batch, counted)
         return figures
+
+    def _pass(self, batch: loader.Batch, counted: torch.Tensor) -> None:
+        self.place = batch.state
+        room = self.config.rows * self.config.sequence_length
+        self.counters.add([int(n) for n in counted[:-1]], batch.passed, room)
 
     def _backward(self, micro: PackedRow, targets: int) -> torch.Tensor:
         """Adds the gradient of the batch's mean loss; returns (sum, count) of losses by part, where the model is."""
@@ -143,6 +152,18 @@ class Trainer:
             now = [p.detach() for p in self.objective.model.parameters()]
             get_ema_multi_avg_fn(self.config.ema)(list(self.averages.values()), now, self.counters.step)
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averages in the weights' place, where there are averages: they are what is exported."""
+        weights = dict(self.objective.model.named_parameters()) if self.averages else {}
+        kept = {name: p.detach().clone() for name, p in weights.items()}
+        with torch.no_grad():
+            for name, p in weights.items():
+                p.copy_(self.averages[name])
+            yield
+            for name, p in weights.items():
+                p.copy_(kept[name])
+
     @torch.no_grad()
     def held_out_loss(self, documents: Corpus) -> float:
         """Mean loss a token of the documents' raw text; every rank takes all of them."""
@@ -166,8 +187,14 @@ class Trainer:
             checkpoint.save(path, self.ranks, self.objective, self.optimizers, self.averages, state)
 
     def load(self, path: Path, optimizer_only: bool = False) -> None:
-        """Restores a checkpoint; with `optimizer_only`, weights and optimizers of an earlier stage."""
+        """Restores a checkpoint; with `optimizer_only`, weights and optimizers of an earlier stage, which may have had
+        other settings: those of this one count."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         state = checkpoint.load(path, self.ranks, self.objective, self.optimizers, self.averages)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, own in zip(groups, settings, strict=True):
+            group.update(own)
         if not optimizer_only:
             self.batches.load_state(state["place"])
             self.place, self.counters = state["place"], Counters(**state["counters"])
@@ -196,41 +223,42 @@ def _counts(micros: list[PackedRow]) -> torch.Tensor:
     return torch.tensor([*np.asarray(parts).tolist(), targets], dtype=torch.float64)
 
 
-def loop(trainer: Trainer, folder: Path, held_out: Corpus | None = None) -> None:
-    """Trains until the budget is spent, with metrics and checkpoints in `folder`.
+def loop(
+    trainer: Trainer, folder: Path, held_out: Corpus | None = None, stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """Trains until the budget is spent, with metrics and checkpoints in `folder`, the last of them of the last step.
 
-    Raises Interrupted on SIGTERM, after a checkpoint, Diverged after saving the batch, and UserError where memory does
-    not suffice.
+    Raises Interrupted where it is `stopped` before that, after a checkpoint, Diverged after saving the batch, and
+    UserError where memory does not suffice.
     """
     config, counters, ranks = trainer.config, trainer.counters, trainer.ranks
     speed, batches = Speed(trainer), loader.load(trainer.batches, ranks)
     total = config.budget[1]
     with contextlib.ExitStack() as stack:
-        stopped = stack.enter_context(terminated())
         metrics = stack.enter_context(contextlib.closing(Metrics(folder, counters.step, config.tracker, ranks.main)))
         advance = stack.enter_context(track("train", total, config.budget[0]))
         done = min(total, counters.progress(config.budget) * total)
         advance(done)
         while (progress := counters.progress(config.budget)) < 1:
+            if ranks.any(stopped()):
+                metrics.sync()
+                trainer.save(checkpoint.folder_of(folder, counters.step))
+                raise Interrupted(f"training stopped at step {counters.step}")
             if config.schedule == "wsd" and progress >= 1 - config.decay_share:
                 trainer.save(folder / "stable")
             rate = learning_rate(config, counters.step, progress)
             figures = _step(trainer, next(batches), rate, folder)
             speed.count(counters)
             now = min(total, counters.progress(config.budget) * total)
-            advance(now - done, loss=figures["loss"], **speed.shown())
+            advance(now - done, **{name: figures[name] for name in ("loss",) if figures}, **speed.shown())
             done = now
             if counters.step % config.log_steps == 0:
                 metrics.write({**asdict(counters), "lr": config.lr * rate, **figures, **speed.figures()})
             if counters.step % config.checkpoint_steps == 0:
                 _checkpoint(trainer, folder, held_out, metrics)
-            if ranks.any(stopped()):
-                metrics.sync()
-                trainer.save(checkpoint.folder_of(folder, counters.step))
-                raise Interrupted(f"training stopped at step {counters.step}")
         if config.schedule == "wsd":  # a run of few steps may end before its rate has fallen
             trainer.save(folder / "stable")
-        if held_out is not None and counters.step % config.checkpoint_steps:
+        if not checkpoint.there(checkpoint.folder_of(folder, counters.step)):
             _checkpoint(trainer, folder, held_out, metrics)
 
 
@@ -254,7 +282,8 @@ def _step(trainer: Trainer, batch: loader.Batch, rate: float, folder: Path) -> d
 def _checkpoint(trainer: Trainer, folder: Path, held_out: Corpus | None, metrics: Metrics) -> None:
     step, loss = trainer.counters.step, None
     if held_out is not None:
-        loss = trainer.held_out_loss(held_out)
+        with trainer.averaged():
+            loss = trainer.held_out_loss(held_out)
         metrics.write({"step": step, "held_out_loss": loss})
     metrics.sync()
     trainer.save(checkpoint.folder_of(folder, step), loss)
@@ -278,14 +307,11 @@ class Speed:
     def __init__(self, trainer: Trainer):
         model = trainer.objective.model
         self.device, self.ranks = trainer.objective.head.weight.device, trainer.ranks
-        embedding = model.get_input_embeddings().weight
-        tied = embedding is trainer.objective.head.weight
-        # products with weights alone, forward and backward; a head that is the embedding is a product too
-        sizes = [p.numel() for p in model.parameters() if p.ndim > 1 and (tied or p is not embedding)]
-        self.flops = 6 * sum(sizes)
+        weights = multiplied(model)
+        self.flops = 6 * weights  # products with weights alone, forward and backward
         dtype = torch.bfloat16 if trainer.autocast else torch.float32
         # of no interest in a model so small that its products do not fill the machine
-        self.peak = matmul_peak(self.device, dtype) if sum(sizes) > 10**7 else None
+        self.peak = matmul_peak(self.device, dtype) if weights > 10**7 else None
         self.before, self.tokens = trainer.counters.seconds, trainer.counters.tokens
         self.began, self.rate = time.perf_counter(), 0.0
 
@@ -305,8 +331,21 @@ class Speed:
         }
 
 
+def multiplied(model: Any) -> float:
+    """Weights that a token is multiplied with. A head that is the embedding is a product too; of experts, which
+    transformers keeps in one tensor, a token takes some."""
+    embedding = model.get_input_embeddings().weight
+    tied = embedding is model.get_output_embeddings().weight
+    taken = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    return sum(
+        p.numel() * (taken / len(p) if taken and ".experts." in name and p.ndim == 3 else 1)
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and (tied or p is not embedding)
+    )
+
+
 @contextlib.contextmanager
-def terminated() -> Iterator[Any]:
+def terminated() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGTERM came (in the main thread, where signals can be handled)."""
     flag: list[int] = []
     try:

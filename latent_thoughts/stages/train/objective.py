@@ -5,7 +5,9 @@ Axis suffixes: N positions that carry loss, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,36 @@ def logits_held(config: Train, device: torch.device) -> int:
     return config.logits or (2**27 if device.type == "cuda" else 2**24)
 
 
+class Behind(NamedTuple):
+    """What stands behind a head: its logits are scaled, and then capped, to cap tanh(x / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def of(self, logits: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        if self.scale != 1:
+            logits *= self.scale
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def back(self, slope: torch.Tensor, made: torch.Tensor) -> None:
+        """The loss's slope by what was made becomes, in place, that by the head's logits. What was made is used up."""
+        if self.cap is not None:
+            slope *= made.div_(self.cap).square_().neg_().add_(1)
+        if self.scale != 1:
+            slope *= self.scale
+
+
+PLAIN = Behind()
+
+
+def _settings(config: Any) -> Iterable[tuple[float, float | None]]:
+    """Scales and caps that a configuration names: Cohere multiplies, Granite divides, Gemma caps."""
+    named = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "output_multiplier")]
+    scales = [scale for value in named if value for scale in (value, 1 / value)]
+    return itertools.product((1.0, *scales), (None, getattr(config, "final_logit_softcapping", None)))
+
+
 class Objective(nn.Module):
     """A causal LM with its loss. `logits` is how many may be held at a time (positions x vocabulary).
 
@@ -37,23 +69,34 @@ class Objective(nn.Module):
         self.model, self.logits, self.whole = model, logits, whole
         self.branching = attention.install(model)  # the model lets its attention be replaced by ours
         self.block = max(1, logits // self.head.weight.shape[0])
-        self.plain_head = self._has_plain_head()
+        self.behind = self._behind_head()
 
     @property
     def head(self) -> Any:
         return self.model.get_output_embeddings()
 
     @torch.no_grad()
-    def _has_plain_head(self) -> bool:
-        """Whether the logits are the head's, and not scaled or capped after it (Gemma 2, Cohere, Granite)."""
+    def _behind_head(self) -> Behind | None:
+        """What the model makes of its head's logits; None where that cannot be told.
+
+        By what its configuration names, tried on logits that are spread so wide that a cap shows.
+        """
+        model, device, training = self.model, self.head.weight.device, self.model.training
+        if model.base_model is model:
+            return None
         ids = np.arange(4) % self.head.weight.shape[0]
         packed = PackedRow(ids, ids, np.zeros(4, int), ids)
-        device, training = self.head.weight.device, self.model.training
-        self.model.eval()
-        hidden = self._hidden(self.model.base_model, packed).last_hidden_state.flatten(0, 1)[:4]
-        logits = self._hidden(self.model, packed).logits.flatten(0, 1)[:4]
-        self.model.train(training)
-        return torch.equal(self.head(hidden.to(device)), logits)
+        spread = self.head.register_forward_hook(lambda _, __, out: 40 * nn.functional.normalize(out, torch.inf, -1))
+        model.eval()
+        try:
+            hidden = self._hidden(model.base_model, packed).last_hidden_state.flatten(0, 1)[:4]
+            own = self._hidden(model, packed).logits.flatten(0, 1)[:4]
+            logits = self.head(hidden.to(device))
+        finally:
+            spread.remove()
+            model.train(training)
+        tried = (Behind(*settings) for settings in _settings(model.config.get_text_config()))
+        return next((each for each in tried if torch.allclose(each.of(logits.clone()), own, 1e-5, 1e-5)), None)
 
     def forward(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the losses, differentiable; the losses (N,); their `format.Part` (N,)), in nats."""
@@ -64,10 +107,11 @@ class Objective(nn.Module):
         targets, parts = labels[carries].to(self.head.weight.device), torch.from_numpy(packed.parts)[carries]
         wanted, place = carries - 1, torch.from_numpy(positions(packed))
         documents = torch.from_numpy(packed.document_ids)
-        if self.plain_head:
+        if self.behind is not None:
             hidden = self._hidden(self.model.base_model, packed).last_hidden_state
             hidden_ND = self._at(hidden, documents, place, wanted)
-            total, losses = losses_by_blocks(hidden_ND, self.head.weight, self.head.bias, targets, self.block)
+            head = self.head.weight, self.head.bias
+            total, losses = losses_by_blocks(hidden_ND, *head, targets, self.block, self.behind)
         else:
             logits_NV = self._at(self._hidden(self.model, packed).logits, documents, place, wanted)
             losses = torch.nn.functional.cross_entropy(logits_NV.float(), targets, reduction="none")
@@ -107,19 +151,27 @@ class Objective(nn.Module):
 
 
 def losses_by_blocks(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor, block: int
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    block: int,
+    behind: Behind = PLAIN,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of a linear head: (sum, differentiable; losses (N,), not differentiable).
+    """Cross-entropy of a linear head and what is behind it: (sum, differentiable; losses (N,), not differentiable).
 
     No more than `block` rows of logits exist at a time. The gradient is taken on the way, while a block's
     logits are there (as in Liger's fused linear cross-entropy, Hsu et al. 2024), so that none is computed twice.
     """
-    return _Losses.apply(hidden_ND, weight_VD, bias_V, targets_N, block, torch.is_grad_enabled())  # pyright: ignore
+    gradient = torch.is_grad_enabled()
+    return _Losses.apply(hidden_ND, weight_VD, bias_V, targets_N, block, behind, gradient)  # pyright: ignore
 
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any, block: int, gradient: bool) -> Any:
+    def forward(
+        ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any, block: int, behind: Behind, gradient: bool
+    ) -> Any:
         device, count = hidden.device.type, len(hidden)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         rows, matrix = hidden.to(dtype), weight.to(dtype)
@@ -135,6 +187,7 @@ class _Losses(torch.autograd.Function):
                 goal, logits = targets[start:stop, None], (rows[start:stop] @ matrix.T).float()
                 if bias is not None:
                     logits += bias
+                logits = behind.of(logits)
                 # softmax is one pass, logsumexp would be several; the likeliest token's share never underflows
                 slope = torch.softmax(logits, 1)
                 total = logits.amax(1, keepdim=True) - slope.amax(1, keepdim=True).log()
@@ -142,6 +195,7 @@ class _Losses(torch.autograd.Function):
                 if not gradient:
                     continue
                 slope.scatter_add_(1, goal, torch.full_like(total, -1))
+                behind.back(slope, logits)
                 dbias += slope.sum(0) if bias is not None else 0
                 slope = slopes[held : held + stop - start].copy_(slope)
                 dhidden[start:stop] = slope @ matrix
@@ -160,4 +214,4 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, total: torch.Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         grads, ctx.grads = ctx.grads, None
-        return *(g if g is None else g.mul_(total) for g in grads), None, None, None
+        return *(g if g is None else g.mul_(total) for g in grads), None, None, None, None

@@ -21,7 +21,7 @@ from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
 from latent_thoughts.stages.train.loop import Trainer
-from latent_thoughts.stages.train.objective import Objective, losses_by_blocks
+from latent_thoughts.stages.train.objective import Behind, Objective, losses_by_blocks
 from latent_thoughts.stages.train.whole import Whole, training_pass
 from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
@@ -70,7 +70,7 @@ def test_a_batch_has_the_losses_and_gradients_of_its_documents_alone(kind: str, 
     for branching in (True, False):
         model = tiny(kind)
         objective = Objective(model, logits)
-        assert objective.branching and objective.plain_head == (kind != "gemma2")
+        assert objective.branching and objective.behind == Behind(1.0, 30.0 if kind == "gemma2" else None)
         if not branching:
             model.set_attn_implementation("eager")
             objective.branching = False
@@ -109,17 +109,84 @@ def test_rows_in_half_precision_grow_to_few_lengths_and_keep_their_losses(kind: 
         assert (found.grad - same.grad).norm() <= 0.05 * same.grad.norm() + 1e-3
 
 
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+BEHIND = {
+    "granite": ({"logits_scaling": 8.0}, Behind(1 / 8)),
+    "cohere": ({"logit_scale": 0.0625}, Behind(0.0625)),
+    "hyperclovax": ({"logits_scaling": 0.5}, Behind(0.5)),
+    "gemma2": ({"head_dim": 8, "final_logit_softcapping": 1.5}, Behind(1.0, 1.5)),
+    "llama": ({"final_logit_softcapping": 30.0, "logits_scaling": 8.0}, Behind()),  # which it does not look at
+    "nanochat": ({"final_logit_softcapping": 15.0}, Behind(1.0, 15.0)),
+}
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+def test_logits_that_are_scaled_or_capped_are_taken_in_blocks(kind: str) -> None:
+    """Losses and gradients are those of the model's own logits, of which no more exist at a time than asked for."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes, behind = BEHIND[kind]
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 17, "eos_token_id": 18, "pad_token_id": 18}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **tokens, **SIZES, **sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    (micro,) = batch().micros
+    expected = alone(model, micro)
+    slopes = torch.autograd.grad(expected.sum(), list(model.parameters()))
+    objective = Objective(model, 3 * VOCABULARY)
+    assert objective.behind == behind
+    held: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, __, out: held.append(out.numel()))
+    total, losses, _ = objective(micro)
+    assert not held and torch.allclose(losses, expected, atol=1e-5)
+    total.backward()
+    for (name, found), slope in zip(model.named_parameters(), slopes, strict=True):
+        assert torch.allclose(found.grad, slope, atol=2e-5), name
+
+
+def test_logits_of_an_unknown_make_are_the_models_own() -> None:
+    model = tiny("llama")
+    model.register_forward_hook(lambda _, __, out: out | {"logits": out.logits.square()})
+    objective = Objective(model, 3 * VOCABULARY)
+    assert objective.behind is None
+    (micro,) = batch().micros
+    assert objective(micro)[0].requires_grad
+
+
+def test_a_model_without_one_that_gives_hidden_states_is_known_by_its_logits() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    more = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2}
+    config = AutoConfig.for_model("llama4_text", vocab_size=VOCABULARY, pad_token_id=18, **SIZES, **more)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    (micro,) = batch().micros
+    objective = Objective(model, MANY)
+    assert objective.behind is None and torch.allclose(objective(micro)[1], alone(model, micro), atol=1e-5)
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 7), st.booleans(), st.integers(0, 3))
-def test_losses_by_blocks_are_those_of_the_whole(n: int, v: int, block: int, bias: bool, seed: int) -> None:
+@given(
+    st.integers(0, 9),
+    st.integers(1, 12),
+    st.integers(1, 7),
+    st.booleans(),
+    st.builds(Behind, st.sampled_from([1.0, 0.25, 3.0]), st.sampled_from([None, 2.0])),
+    st.integers(0, 3),
+)
+def test_losses_by_blocks_are_those_of_the_whole(
+    n: int, v: int, block: int, bias: bool, behind: Behind, seed: int
+) -> None:
     g = torch.Generator().manual_seed(seed)
     hidden, weight = torch.randn(n, 5, generator=g, dtype=torch.float64), torch.randn(v, 5, generator=g).double()
     offset = torch.randn(v, generator=g).double() if bias else None
     targets = torch.randint(v, (n,), generator=g)
     found = [x.clone().float().requires_grad_() if x is not None else None for x in (hidden, weight, offset)]
     plain = [x.clone().requires_grad_() if x is not None else None for x in (hidden, weight, offset)]
-    total, losses = losses_by_blocks(*found, targets, block)
-    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*plain), targets, reduction="none")
+    total, losses = losses_by_blocks(*found, targets, block, behind)
+    logits = torch.nn.functional.linear(*plain) * behind.scale
+    if behind.cap:
+        logits = behind.cap * torch.tanh(logits / behind.cap)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     assert torch.allclose(losses.double(), expected, atol=1e-4)
     (total * 0.5).backward()
     (expected.sum() * 0.5).backward()
@@ -156,6 +223,17 @@ def test_micro_batches_give_the_gradient_of_the_whole() -> None:
         found.append((losses["loss"], losses["norm"]))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_without_clipping_gradients_are_what_they_are() -> None:
+    found = []
+    for clip in (0.0, 1e9, 1e-3):
+        t = Trainer(Objective(tiny("llama"), MANY), [], Batches(corpus(), CONTROLS, CONFIG, 0), CONFIG, 0)
+        t.config = CONFIG.model_copy(update={"clip": clip})
+        t.step(batch(), 0.0)
+        found.append([p.grad for p in t.objective.parameters()])
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not any(map(torch.equal, found[0], found[2]))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])

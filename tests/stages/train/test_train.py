@@ -19,15 +19,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from latent_thoughts import model as models
+from latent_thoughts import stages
 from latent_thoughts.config import Train, resolve
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.records import DOCUMENTS
 from latent_thoughts.em import Run
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
-from latent_thoughts.stages.train.loop import Trainer, learning_rate
+from latent_thoughts.stages.train.loop import Trainer, learning_rate, multiplied
 from latent_thoughts.store import Stage
-from latent_thoughts.types import Interrupted, UserError
+from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
+from tests.conftest import tiny
 
 
 @pytest.fixture
@@ -123,6 +126,40 @@ def test_the_number_of_workers_changes_nothing_also_on_resume(run: Run, tmp_path
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_model_with_a_parameter_that_gets_no_gradient_is_resumed(
+    run: Run, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the tower for images of a model that also knows text."""
+    load = models.load
+
+    def with_idle(*given: Any, **named: Any) -> Any:
+        model = load(*given, **named)
+        model.register_parameter("idle", torch.nn.Parameter(torch.ones(3, 3)))
+        return model
+
+    monkeypatch.setattr(models, "load", with_idle)
+    train(run, tmp_path / "whole", optimizer=optimizer)
+    killed_at(run, tmp_path / "parts", 17, optimizer=optimizer)
+    train(run, tmp_path / "parts", optimizer=optimizer)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert torch.equal(weights(tmp_path / "parts")["idle"], torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_before_the_first_step_changes_nothing(run: Run, tmp_path: Path, optimizer: str) -> None:
+    found = []
+    for saves in (False, True):
+        t = trainer(run, optimizer=optimizer)
+        if saves:
+            t.save(tmp_path / "first")
+        batches = loader.load(t.batches, Ranks())
+        for _ in range(3):
+            t.step(next(batches), 1.0)
+        found.append([p.detach() for p in t.objective.parameters()])
+    assert all(map(torch.equal, *found))
+
+
 @pytest.fixture
 def command(run: Run, small: dict[str, Any]) -> tuple[list[str], Path]:
     """A warm start as a process of its own, in the run's folder; and its train stage."""
@@ -165,6 +202,76 @@ def test_sigkill_and_sigterm_and_the_same_command_again(
     assert curve(run.warm_start) == curve(tmp_path / "whole")
 
 
+def test_sigterm_to_all_processes_of_a_job(run: Run, command: tuple[list[str], Path]) -> None:
+    """As `timeout` and schedulers send it: the workers that lay batches out get it too."""
+    arguments, folder = command
+    settings = ["train.steps=3000", "train.log_steps=1", "train.checkpoint_steps=5000", "train.workers=2"]
+    process = subprocess.Popen(
+        [*arguments, *settings], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    wait_for_step(folder, process, 20)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    (left,) = checkpoint.found(folder)
+    assert f"training stopped at step {int(left.name.rpartition('_')[2])}; resume with" in error
+
+
+def test_sigterm_before_the_first_step_and_behind_the_last(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sends_first(function: Any) -> Any:
+        def sends(*given: Any, **named: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(*given, **named)
+
+        return sends
+
+    before = signal.getsignal(signal.SIGTERM)
+    train(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "write", sends_first(corpus.write))
+        with pytest.raises(Interrupted, match="training stopped at step 0"):
+            train(run, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save", sends_first(models.save))
+        with pytest.raises(Interrupted, match="stopped when training was done"):
+            train(run, tmp_path / "parts")
+    assert (tmp_path / "parts" / "train" / "manifest.json").exists()
+    assert same(tmp_path / "whole", tmp_path / "parts") and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_export_that_fails_costs_no_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(run, tmp_path / "whole", held_out=5, checkpoint_steps=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save", None)
+        with pytest.raises(TypeError):
+            train(run, tmp_path / "parts", held_out=5, checkpoint_steps=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", None)
+        train(run, tmp_path / "parts", held_out=5, checkpoint_steps=7)
+    assert same(tmp_path / "whole", tmp_path / "parts") and curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_sigterm_in_the_last_step_does_not_change_which_checkpoint_is_best(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"held_out": 5, "export": "best", "checkpoint_steps": 7, "optimizer": "adamw", "lr": 0.003}
+    train(run, tmp_path / "whole", **settings)
+    step = Trainer.step
+
+    def sends_in_the_last(self: Trainer, batch: Any, rate: float) -> Any:
+        if self.counters.step == 29:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, rate)
+
+    monkeypatch.setattr(Trainer, "step", sends_in_the_last)
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "parts", **settings)
+    train(run, tmp_path / "parts", **settings)
+    assert same(tmp_path / "whole", tmp_path / "parts") and curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
 def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
     """Two processes by torchrun, on one machine or on two; what they wrote to standard error."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
@@ -191,7 +298,7 @@ def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
 
 @pytest.mark.parametrize("nodes", [1, 2], ids=["full", "hybrid over two machines"])
 def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any], nodes: int) -> None:
-    """torchrun, gloo, FSDP2: the same losses over 50 steps, with either optimizer."""
+    """torchrun, gloo, FSDP2: the same losses over 50 steps, with either optimizer; and the same averages looked at."""
     small["train"] |= {
         "dropout": 0.0,
         "steps": 50,
@@ -201,13 +308,18 @@ def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any]
         "lr": 0.003,
     }
     small["train"] |= (
-        {"shard": "full", "optimizer": "muon"} if nodes == 1 else {"shard": "hybrid", "optimizer": "adamw"}
+        {"shard": "full", "optimizer": "muon", "ema": 0.9, "held_out": 5}
+        if nodes == 1
+        else {"shard": "hybrid", "optimizer": "adamw"}
     )
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(small))
     processes(nodes, ["-m", "latent_thoughts.cli"], ["train", str(recipe), "--out", str(tmp_path)])
     run.train(resolve(small).train, sources(run), tmp_path / "one")
     ours, theirs = curve(tmp_path / "one"), curve(run.warm_start)
+    held_out = [[line["held_out_loss"] for line in lines if "held_out_loss" in line] for lines in (ours, theirs)]
+    assert len(held_out[0]) == (3 if nodes == 1 else 0) and held_out[0] == pytest.approx(held_out[1], abs=1e-4)
+    ours, theirs = ([line for line in lines if "loss" in line] for lines in (ours, theirs))
     assert len(ours) == len(theirs) == 50
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
@@ -307,12 +419,28 @@ def test_the_best_checkpoint_is_exported(run: Run, tmp_path: Path) -> None:
 
 def test_averaged_weights_are_exported(run: Run, tmp_path: Path) -> None:
     train(run, tmp_path / "plain", steps=2, dropout=0.0)
-    train(run, tmp_path / "start", steps=1, dropout=0.0, lr=0.0, muon_lr=0.0, weight_decay=0.0)
     train(run, tmp_path / "averaged", steps=2, dropout=0.0, ema=0.75)
-    start, plain, averaged = (weights(tmp_path / name) for name in ("start", "plain", "averaged"))
+    start = load_file(run.base / "model" / "model.safetensors")
+    plain, averaged = (weights(tmp_path / name) for name in ("plain", "averaged"))
     name = next(n for n in start if "q_proj" in n)
     moved = (averaged[name] - start[name]).norm() / (plain[name] - start[name]).norm()
     assert 0.2 < moved < 0.5  # after two steps of decay 3/4: about 1/4 of the way, and a bit
+
+
+def test_the_best_averages_are_exported(run: Run, tmp_path: Path) -> None:
+    """What is compared is what becomes the model; and looking at it changes nothing."""
+    settings = {"held_out": 5, "checkpoint_steps": 3, "schedule": "constant", "optimizer": "adamw", "ema": 0.9}
+    settings |= {"lr": 0.02, "dropout": 0.0}
+    train(run, tmp_path / "best", export="best", **settings)
+    t, found = trainer(run), {}
+    held_out = Corpus.of(t.batches.documents[n] for n in range(5))
+    for step in range(3, 31, 3):
+        train(run, tmp_path / str(step), steps=step, **{**settings, "held_out": 0})
+        t.objective.model.load_state_dict(weights(tmp_path / str(step)))
+        found[step] = t.held_out_loss(held_out)
+    best = min(found, key=lambda step: found[step])
+    assert same(tmp_path / "best", tmp_path / str(best)) and 3 < best < 30
+    assert not same(tmp_path / "best", tmp_path / "30")
 
 
 @pytest.mark.parametrize(("unit", "amount"), [("steps", 7), ("tokens", 1500), ("raw_tokens", 800), ("epochs", 2.5)])
@@ -322,6 +450,37 @@ def test_budgets(run: Run, tmp_path: Path, unit: str, amount: float) -> None:
     spent = {**counts, "steps": counts["step"], "epochs": counts["epoch"]}[unit]
     assert amount <= spent < amount + {"steps": 1, "tokens": 256, "raw_tokens": 256, "epochs": 1}[unit]
     assert 0.5 < counts["fill"] <= 1
+
+
+@pytest.fixture
+def earlier(run: Run, tmp_path: Path) -> Path:
+    """A stage that another may go on from."""
+    train(run, tmp_path / "earlier", optimizer="adamw", schedule="wsd", steps=10)
+    return tmp_path / "earlier" / "train"
+
+
+def test_a_stage_that_goes_on_from_another_has_its_own_settings(
+    run: Run, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier one's weights and moments alone; averages begin at its weights where it had none."""
+    ours = {"lr": 0.0001, "weight_decay": 0.5, "betas": (0.8, 0.9)}
+    t = trainer(run, optimizer="adamw", schedule="wsd", ema=0.9, **ours)
+    t.load(earlier / "stable", optimizer_only=True)
+    (adamw,) = t.optimizers
+    (group,) = adamw.param_groups
+    assert {name: group[name] for name in ours} == ours and group["peak_lr"] == 0.0001
+    assert all(adamw.state[p]["step"] == 8 and adamw.state[p]["exp_avg"].any() for p in t.objective.parameters())
+    for name, parameter in t.objective.model.named_parameters():
+        assert torch.equal(t.averages[name], parameter)
+
+
+def test_what_a_stage_cannot_go_on_from_is_named(run: Run, earlier: Path, tmp_path: Path) -> None:
+    config = Train.model_validate({**run.recipe.train.model_dump(exclude_unset=True), "schedule": "wsd"})
+    with pytest.raises(UserError, match="stable is of another model or optimizer .*momentum_buffer"):
+        run.train(config, sources(run), tmp_path / "later", continue_from=earlier)
+    train(run, tmp_path / "cosine", steps=2)
+    with pytest.raises(UserError, match="cosine/train has no weights from before a decay"):
+        run.train(config, sources(run), tmp_path / "other", continue_from=tmp_path / "cosine" / "train")
 
 
 def test_schedules() -> None:
@@ -358,6 +517,51 @@ def test_missing_input_is_named(run: Run, tmp_path: Path) -> None:
         run.train(run.recipe.train, [Source(tmp_path / "nowhere", "corpus")], tmp_path / "bad")
 
 
+def test_rows_longer_than_a_table_of_positions_are_refused(small: dict[str, Any], tmp_path: Path) -> None:
+    small["model"]["base"] = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    made = Run(resolve(small), tmp_path)
+    made.prepare()
+    made.synthesize()
+    with pytest.raises(UserError, match="train.sequence_length = 64 is more than the model's 16 positions"):
+        made.train_warm_start()
+
+
+def test_a_batch_of_context_alone_is_passed_over(run: Run, tmp_path: Path) -> None:
+    """Short rows that hold nothing but the beginning of a document."""
+    settings = {"rows": 1, "sequence_length": 4, "layout": "raw", "log_steps": 1}
+    train(run, tmp_path / "whole", **settings)
+    lines = curve(tmp_path / "whole")
+    without = [line["step"] for line in lines if "loss" not in line]
+    assert [line["step"] for line in lines] == list(range(1, 31)) and 0 < len(without) < 30
+    killed_at(run, tmp_path / "parts", 17, **settings)
+    train(run, tmp_path / "parts", **settings)
+    assert same(tmp_path / "whole", tmp_path / "parts") and curve(tmp_path / "parts") == lines
+
+
+def test_documents_without_anything_that_carries_loss_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = Chunk("d", 0, 0, "", (5, 6))
+    context = Corpus.of([ThoughtDocument("d", (chunk,), ((),), (False,), "raw")])
+    monkeypatch.setattr(Corpus, "open", lambda path: context)
+    with pytest.raises(UserError, match="train.loss_on: targets, but thoughts are meant for none"):
+        trainer(run)
+    assert trainer(run, loss_on="all").batches.documents is context
+
+
+def test_a_budget_that_cannot_be_spent_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where thoughts are trained on alone, there is no raw token."""
+    chunks = tuple(Chunk("d", n, 0, "", (5, 6)) for n in range(2))
+    with_thoughts, some_without = (
+        Corpus.of([ThoughtDocument("d", chunks, (((7,),), second), (True, True), "em")]) for second in (((8,),), ())
+    )
+    settings = {"layout": "thoughts", "raw_tokens": 9, "steps": None}
+    monkeypatch.setattr(Corpus, "open", lambda path: with_thoughts)
+    with pytest.raises(UserError, match="layout: thoughts spends no raw_tokens"):
+        trainer(run, **settings)
+    assert trainer(run, **settings, raw_share=0.5) and trainer(run, layout="thoughts")
+    monkeypatch.setattr(Corpus, "open", lambda path: some_without)
+    assert trainer(run, **settings)
+
+
 def test_an_e_step_that_accepted_nothing_leaves_the_warm_start(run: Run, tmp_path: Path) -> None:
     stage = Stage(tmp_path / "sample", "sample", "k")
     stage.write("corpus-00000.parquet", [], DOCUMENTS, {})
@@ -384,13 +588,34 @@ def test_what_changes_no_result_is_not_in_the_key(run: Run, tmp_path: Path) -> N
     assert train(run, tmp_path / "a").key != train(run, tmp_path / "c", lr=0.002).key
 
 
+def test_the_best_of_other_checkpoints_is_another_result(run: Run, tmp_path: Path) -> None:
+    best = {"held_out": 5, "export": "best", "steps": 4}
+    one, other = (train(run, tmp_path / str(n), **best, checkpoint_steps=n).key for n in (2, 3))
+    assert one != other
+
+
+def test_the_best_of_what_nothing_tells_is_refused(run: Run, tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "held_out", "prepare", "k")
+    stage.write("held_out-00000.parquet", [], DOCUMENTS, {})
+    stage.close(["held_out-00000.parquet"], {})
+    config = run.recipe.train.model_copy(update={"held_out": 5, "export": "best"})
+    empty = Source(tmp_path / "held_out", "held_out")
+    with pytest.raises(UserError, match="train.export: best, but there are no held-out documents"):
+        stages.train.train(
+            config, run.recipe.model, run.base, sources(run), tmp_path / "a" / "train", 0, held_out=empty
+        )
+
+
 def test_tensorboard_gets_what_metrics_get(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(run, tmp_path / "a", tracker="tensorboard")
-    events = EventAccumulator(str(tmp_path / "a" / "train" / "tensorboard")).Reload()
-    assert [e.step for e in events.Scalars("loss")] == [5, 10, 15, 20, 25, 30]
+    killed_at(run, tmp_path / "b", 17, tracker="tensorboard")  # after it told of step 15, and goes on from 10
+    train(run, tmp_path / "b", tracker="tensorboard")
+    for name in ("a", "b"):
+        events = EventAccumulator(str(tmp_path / name / "train" / "tensorboard")).Reload()
+        assert [e.step for e in events.Scalars("loss")] == [5, 10, 15, 20, 25, 30]
 
 
 def test_a_tracker_that_is_not_installed_is_named(run: Run, tmp_path: Path) -> None:
@@ -398,6 +623,16 @@ def test_a_tracker_that_is_not_installed_is_named(run: Run, tmp_path: Path) -> N
         patch.setitem(sys.modules, "wandb", None)
         with pytest.raises(UserError, match="pip install wandb"):
             train(run, tmp_path / "a", tracker="wandb")
+
+
+def test_of_experts_those_count_that_a_token_is_sent_to() -> None:
+    """gpt_oss in small: of two experts each token takes one."""
+    model = tiny("gpt_oss")
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3)
+    all_but = sum(p.numel() for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n) - experts
+    assert experts > 0 and multiplied(model) == all_but + experts / 2
+    llama = tiny("llama")
+    assert multiplied(llama) == sum(p.numel() for n, p in llama.named_parameters() if p.ndim > 1 and "embed" not in n)
 
 
 def test_held_out_loss_is_that_of_every_document_once(run: Run) -> None:
