@@ -147,6 +147,7 @@ class Thinker:
         if settings and settings.raw_model:
             raise UserError("sample.raw_model is for runs: a Thinker's gains are over the empty thought")
         step, controls = settings or Sample(), self._controls
+        models.check_positions(self._engine.passes.model, step.max_tokens, "max_tokens")
         cut = [chunked(document, chunking or Chunking(), self._codec) for document in documents]
         todo = [task for d in cut for task in tasks(d.chunks, d.target, controls, step)]
         return infer(self._engine, todo, controls, step, Seeds(self._seed, 0), temperature)

@@ -23,10 +23,10 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
     """`longest` is the longest sequence that will be asked for; by default that of the run's own chunks. Raises
     UserError where the engine is not installed, or the model does not suit it."""
     if recipe.engine.kind == "torch":
-        yield _torch(recipe, folder)
+        yield _torch(recipe, folder, longest)
         return
     _refuse_too_few_gpus(recipe.engine.vllm_parallel)
-    scorer = _torch(recipe, folder) if recipe.engine.scorer == "torch" else None
+    scorer = _torch(recipe, folder, longest) if recipe.engine.scorer == "torch" else None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
@@ -51,8 +51,10 @@ def loaded_scorer(recipe: Recipe, folder: Path) -> Iterator[Engine]:
         yield engine
 
 
-def _torch(recipe: Recipe, folder: Path) -> TorchEngine:
-    return TorchEngine(models.load(folder, recipe.model), recipe.engine)
+def _torch(recipe: Recipe, folder: Path, longest: int | None = None) -> TorchEngine:
+    model = models.load(folder, recipe.model)
+    models.check_positions(model, longest or recipe.sample.max_tokens, "sample.max_tokens")
+    return TorchEngine(model, recipe.engine)
 
 
 def _refuse_too_few_gpus(parallel: int) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import signal
 import statistics
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,41 +21,15 @@ from latent_thoughts.data import format
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.machine import out_of_memory
-from latent_thoughts.model import matmul_peak
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.runlog import Metrics, track
 from latent_thoughts.stages.train import checkpoint, loader
+from latent_thoughts.stages.train.figures import Counters, Speed
 from latent_thoughts.stages.train.objective import Objective
 from latent_thoughts.store import write_json
 from latent_thoughts.types import Interrupted, PackedRow, UserError
 
 PARTS = len(format.Part)
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals of a training run, over all ranks; `raw_tokens` are text tokens without thoughts and control tokens."""
-
-    step: int = 0
-    epoch: float = 0.0
-    tokens: int = 0
-    raw_tokens: int = 0
-    thought_tokens: int = 0
-    fill: float = 0.0  # mean share of the rows' tokens that is used
-    seconds: float = 0.0
-
-    def add(self, parts: list[int], epoch: float, room: int) -> None:
-        tokens = sum(parts)
-        self.fill = (self.fill * self.step + tokens / room) / (self.step + 1)
-        self.step, self.epoch, self.tokens = self.step + 1, epoch, self.tokens + tokens
-        self.thought_tokens += parts[format.Part.THOUGHT]
-        self.raw_tokens += parts[format.Part.TARGET] + parts[format.Part.CONTEXT]
-
-    def progress(self, budget: tuple[str, float]) -> float:
-        """Share of the budget that is spent."""
-        unit, amount = budget
-        spent = {"steps": self.step, "tokens": self.tokens, "raw_tokens": self.raw_tokens, "epochs": self.epoch}
-        return spent[unit] / amount
 
 
 @dataclass(slots=True)
@@ -232,7 +204,7 @@ def loop(
     UserError where memory does not suffice.
     """
     config, counters, ranks = trainer.config, trainer.counters, trainer.ranks
-    speed, batches = Speed(trainer), loader.load(trainer.batches, ranks)
+    speed, batches = Speed(trainer.objective, ranks, trainer.autocast, counters), loader.load(trainer.batches, ranks)
     total = config.budget[1]
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(contextlib.closing(Metrics(folder, counters.step, config.tracker, ranks.main)))
@@ -299,49 +271,6 @@ def _save_batch(error: Diverged, trainer: Trainer, folder: Path) -> None:
     micros = [{name: getattr(micro, name).tolist() for name in arrays} for micro in error.batch.micros]
     write_json(path, {"step": error.step, "documents": documents, "micro_batches": micros})
     error.args = (f"{error}; the batch and the ids of its {len(documents)} documents are in {path}",)
-
-
-class Speed:
-    """Tokens a second, share of the machine's matrix products, memory."""
-
-    def __init__(self, trainer: Trainer):
-        model = trainer.objective.model
-        self.device, self.ranks = trainer.objective.head.weight.device, trainer.ranks
-        weights = multiplied(model)
-        self.flops = 6 * weights  # products with weights alone, forward and backward
-        dtype = torch.bfloat16 if trainer.autocast else torch.float32
-        # of no interest in a model so small that its products do not fill the machine
-        self.peak = matmul_peak(self.device, dtype) if weights > 10**7 else None
-        self.before, self.tokens = trainer.counters.seconds, trainer.counters.tokens
-        self.began, self.rate = time.perf_counter(), 0.0
-
-    def count(self, counters: Counters) -> None:
-        seconds = time.perf_counter() - self.began
-        counters.seconds, self.rate = self.before + seconds, (counters.tokens - self.tokens) / seconds
-
-    def shown(self) -> dict[str, float]:
-        share = {} if self.peak is None else {"mfu": self.rate * self.flops / self.peak / self.ranks.size}
-        return {"tokens/s": self.rate, **share}
-
-    def figures(self) -> dict[str, float]:
-        cuda = self.device.type == "cuda"
-        used = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {name.replace("/s", "_per_second"): value for name, value in self.shown().items()} | {
-            "memory_gb": used / 1e9
-        }
-
-
-def multiplied(model: Any) -> float:
-    """Weights that a token is multiplied with. A head that is the embedding is a product too; of experts, which
-    transformers keeps in one tensor, a token takes some."""
-    embedding = model.get_input_embeddings().weight
-    tied = embedding is model.get_output_embeddings().weight
-    taken = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
-    return sum(
-        p.numel() * (taken / len(p) if taken and ".experts." in name and p.ndim == 3 else 1)
-        for name, p in model.named_parameters()
-        if p.ndim > 1 and (tied or p is not embedding)
-    )
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from latent_thoughts.data.records import DOCUMENTS
 from latent_thoughts.em import Run
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
-from latent_thoughts.stages.train.loop import Trainer, learning_rate, multiplied
+from latent_thoughts.stages.train.figures import multiplied
+from latent_thoughts.stages.train.loop import Trainer, learning_rate
 from latent_thoughts.store import Stage
 from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
 from tests.conftest import tiny
