@@ -56,6 +56,7 @@ class Checks(Section):
     out, `accept` takes the reply nevertheless. Every failed check is counted, whatever becomes of it.
     """
 
+    unencodable: Literal["retry", "raw", "drop"] = "retry"  # no text that the model's tokenizer takes
     refusal: Policy = "retry"  # the teacher declines, or a filter did
     empty: Literal["retry", "raw", "drop"] = "retry"
     cut: Policy = "retry"  # by max_tokens

@@ -27,7 +27,7 @@ from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase
+from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase, taker
 from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
 from latent_thoughts.teachers.replies import Replies, opened
@@ -60,8 +60,9 @@ def synthesize(
     stage = Stage(folder, "synthesize", stage_key("synthesize", everything, {"prepare": read_manifest(prepared)}))
     if (manifest := stage.manifest) is not None:
         return manifest
-    questions = Questions(config, asked, model, recipe.seed)
-    writer = Writer(recipe, config, questions, Codec(models.load_tokenizer(base / "model")[0]))
+    codec = Codec(models.load_tokenizer(base / "model")[0])
+    questions = Questions(config, asked, model, recipe.seed, taker(config.method, recipe.chunking, codec))
+    writer = Writer(recipe, config, questions, codec)
     write_json(folder / "prompts.json", [{**p.model_dump(), "hash": p.hash} for p in asked])
     with settled_memory(), opened(store, stage.key) as replies:
         work = _Work(stage, prepared, splits, questions, writer, replies)
