@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts.config import Data
+from latent_thoughts.config.data import FIELD
 from latent_thoughts.data import interchange, worlds
 from latent_thoughts.places import below, matching, opened, place, remote, seekable
 from latent_thoughts.transfer import local
@@ -21,7 +22,6 @@ from latent_thoughts.types import Document, UserError
 Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
 _NOT_TEXT = {".json", ".csv", ".tsv", ".xz", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".pdf"}
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # read as they are, by what stands before
-_FIELD = re.compile(r"\{(\w+)\}")
 
 
 def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: None) -> Iterator[Document]:
@@ -178,7 +178,7 @@ def _document(config: Data, where: str, row: dict[str, Any]) -> Document:
     else:
         pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
     text = _fill(config.text, columns, where) if pieces is None else "".join(pieces)
-    if config.thought and pieces:
+    if config.thought and pieces and not any(columns.get(c, "") is None for c in FIELD.findall(config.thought)):
         thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)}
     name = _value(config.id, columns, where) if config.id else ""
     try:
@@ -200,7 +200,7 @@ def _extract(config: Data, where: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def _fill(template: str, columns: dict[str, Any], where: str) -> str:
-    return _FIELD.sub(lambda match: _value(match.group(1), columns, where), template)
+    return FIELD.sub(lambda match: _value(match.group(1), columns, where), template)
 
 
 def _value(name: str, columns: dict[str, Any], where: str) -> str:

@@ -169,6 +169,27 @@ def test_templates_extraction_pieces_and_thought(tmp_path: Path) -> None:
     assert document.thoughts == {1: "Add {them}: 2+3=5"}
 
 
+def test_columns_of_any_name(tmp_path: Path) -> None:
+    row = {"my-text": "one", "a b": "two", "q.t": 3, "é": "four"}
+    path = jsonl(tmp_path / "a.jsonl", [row])
+    assert texts(path, text="{my-text} {a b} {q.t} {é} {{é}}") == ["one two 3 four {four}"]
+    for name in ("my_text", "q.u", " é"):
+        with pytest.raises(UserError, match=rf"no column {name} \(there are: my-text, a b, q.t, é\)"):
+            read(path, text=f"a {{{name}}}")
+
+
+@pytest.mark.parametrize("settings", [{"text": "text"}, {"pieces": ["a", "b"]}, {"pieces": ["{a}"], "thought": "a"}])
+def test_a_template_without_a_column_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{list(settings)[-1]} names no column"):
+        Data(**settings)
+
+
+def test_a_row_whose_thought_is_null_has_none(tmp_path: Path) -> None:
+    rows = [{"a": "x", "z": None}, {"a": "y", "z": "so"}, {"a": "y", "z": ""}]
+    found = read(jsonl(tmp_path / "a.jsonl", rows), pieces=["{a}"], thought="{z}")
+    assert [d.thoughts for d in found] == [{}, {0: "so"}, {0: ""}]
+
+
 def test_a_template_is_filled_once() -> None:
     """Braces in the data are data."""
     row = {"a": "{b}", "b": "no"}
