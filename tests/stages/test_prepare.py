@@ -130,6 +130,34 @@ def test_held_out_documents_may_come_from_a_source_of_their_own(values: dict[str
     assert len(prepared(resolve(values), tmp_path / "run")["held_out"]) == 2
 
 
+def test_what_repeats_is_told_by_its_text_and_nothing_is_lost_to_its_name(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Files that all count from 0, and texts that come again under another name, held-out ones among them."""
+    for name, texts in {"a": TEXTS, "b": [f"Another {text}" for text in TEXTS[:9]], "c": TEXTS[5:8]}.items():
+        rows = [{"id": n, "text": text} for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"] |= {"source": str(tmp_path / "[ab].jsonl"), "held_out_source": str(tmp_path / "c.jsonl"), "id": "id"}
+    manifest, documents = run(resolve(values), tmp_path / "run"), prepared(resolve(values), tmp_path / "run")
+    found = texts_of(documents)
+    assert found["held_out"] == set(TEXTS[5:8])
+    assert found["warm_start"] | found["corpus"] == {*TEXTS[:5], *TEXTS[8:], *(f"Another {text}" for text in TEXTS[:9])}
+    assert (manifest.counts["duplicates"], manifest.counts["renamed"]) == (3, 9)
+    names = [d.id for part in documents.values() for d in part]
+    assert len(set(names)) == len(names) == 129 and {"0", "1", "2", "119"} <= set(names)
+    again = prepared(resolve(values), tmp_path / "again")
+    assert {s: [d.id for d in part] for s, part in documents.items()} == {
+        s: [d.id for d in part] for s, part in again.items()
+    }
+
+
+def test_a_world_may_repeat_itself(values: dict[str, Any], tmp_path: Path) -> None:
+    values["data"] = {"source": "world:castle", "world": {"documents": 400, "teacher_documents": 0}}
+    values["model"]["tokenizer"] = "world"
+    counts = run(resolve(values), tmp_path / "run").counts
+    assert counts["corpus_documents"] == 400 and not {"duplicates", "renamed"} & counts.keys()
+
+
 def test_a_world_holds_out_its_own(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="a world holds out problems of its own"):
         resolve({"data": {"source": "world:castle", "held_out_source": "b.jsonl"}})
@@ -200,8 +228,8 @@ def test_oracle_thoughts_stand_aside_at_their_chunk(values: dict[str, Any], tmp_
     by_question = {"".join(c.text for c in d.chunks).split("?")[0]: d for d in found.values()}
     first, second, third = by_question["What is it"], by_question["T. And this"], by_question["T. And nothing"]
     assert all(chunk.text for d in found.values() for chunk in d.chunks)
-    assert len(first.chunks) == 3 and records.oracle(first) == {2: "because"}
-    assert first.target == (False, False, True)
+    assert len(first.chunks) == 3 and records.oracle(first) == {1: "because"}  # before all of a piece that is split
+    assert first.target == (False, True, False)
     assert len(second.chunks) == 3 and records.oracle(second) == {2: "so"}
     assert records.oracle(third) == {}
 
