@@ -82,19 +82,24 @@ def load(config: Contamination) -> Overlap | None:
     """The evaluation sets that a recipe names; None where it names none. Raises UserError for one that is missing."""
     if not config.sets:
         return None
-    return Overlap({name: _texts(config, source) for name, source in config.sets.items()}, config.n)
+    return Overlap(dict(zip(config.sets, map(_texts, sources(config)), strict=True)), config.n)
+
+
+def sources(config: Contamination) -> list[Data]:
+    """Where the sets come from."""
+    return [Data(source=source, split=config.split) for source in config.sets.values()]
 
 
 def key(config: Contamination) -> list[Any]:
     """What a stage's key has of it: nothing where no set is named, else settings and the files' hashes."""
     if not config.sets:
         return []
-    paths = [path for source in config.sets.values() for path in readers.files(Data(source=source))]
+    paths = [path for source in sources(config) for path in readers.files(source)]
     return [config.model_dump(), [[str(path), version(path)] for path in paths]]
 
 
-def _texts(config: Contamination, source: str) -> Iterator[str]:
-    for row in readers.rows(Data(source=source, split=config.split)):
+def _texts(source: Data) -> Iterator[str]:
+    for row in readers.rows(source):
         yield "\n".join(_strings(row))
 
 

@@ -25,7 +25,7 @@ from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
 from latent_thoughts.runlog import track
 from latent_thoughts.seals import read_sealed, write_sealed
-from latent_thoughts.store import Stage, stage_key
+from latent_thoughts.store import Stage, base_of, stage_key
 from latent_thoughts.types import Document, Manifest, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
@@ -33,10 +33,14 @@ _SOURCE, _READ = "source-", "read.json"  # what only an unfinished stage holds
 
 
 def initialise(recipe: Recipe, folder: Path) -> Manifest:
-    """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model."""
+    """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model.
+
+    Raises UserError where what is to be prepared for it is missing: documents must not stay behind that are of another.
+    """
     config = recipe.model.model_dump(exclude={"device", "attention", "allow_pickle"})
     seed = _world_seed(recipe)
     parts = [config, recipe.seed, seed, recipe.data.source, *_hashes(_model_files(recipe))]
+    _look(recipe)
     stage = Stage(folder, "initialise", stage_key("initialise", parts))
     if (manifest := stage.manifest) is not None:
         return manifest
@@ -68,7 +72,8 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
         raise UserError(f"data.source {recipe.data.source} holds no documents")
     for name in read["rows"]:
         stage.remove(_SOURCE + name)
-    manifest = stage.close(list(read["rows"]), dict(counts) | tally.counts("documents"), described)
+    counts = dict(counts) | tally.counts("documents")
+    manifest = stage.close(list(read["rows"]), counts, described, base=base_of(base_manifest))
     stage.remove(_READ)
     return manifest
 
@@ -203,6 +208,12 @@ def split_of(document: Document, data: Data) -> str:
 
 def _world_seed(recipe: Recipe) -> int:
     return recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
+
+
+def _look(recipe: Recipe) -> None:
+    """Raises UserError for sources and evaluation sets that are missing."""
+    for data in (*recipe.data.parts, *contamination.sources(recipe.contamination)):
+        readers.files(data)
 
 
 def _files(recipe: Recipe) -> list[list[str]]:

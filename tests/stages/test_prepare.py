@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from latent_thoughts.config import Recipe, resolve
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import CONTROL_TOKENS, Codec
+from latent_thoughts.em.run import Run
 from latent_thoughts.model import load_tokenizer
 from latent_thoughts.stages.prepare import SPLITS, initialise, prepare, split_of
+from latent_thoughts.store import read_manifest, same_base
 from latent_thoughts.types import Document, Manifest, UserError
 
 TINY = {
@@ -255,6 +257,33 @@ def test_another_setting_makes_a_new_stage(values: dict[str, Any], tmp_path: Pat
     second = run(resolve(values, [override]), tmp_path / "run")
     assert first.key != second.key
     assert run(resolve(values), tmp_path / "run") == first
+
+
+def test_documents_of_another_base_model_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    """Where a stage is forgotten, its ids would mean other words to the model."""
+    values["data"] = {"source": "world:castle", "world": {"documents": 40, "teacher_documents": 20}}
+    values["model"]["tokenizer"] = "world"
+    values["chunking"] = {"mode": "pieces", "thoughts": "last"}
+    first, other = resolve(values), resolve(values, ["model.dtype=bfloat16"])
+    made = Run(first, tmp_path / "run")
+    assert made.prepare().base == made.synthesize().base == read_manifest(made.base).key
+    initialise(other, made.base)
+    with pytest.raises(UserError, match="documents of prepare are of another base model: run prepare again"):
+        Run(other, made.folder).synthesize()
+    with pytest.raises(UserError, match="documents of synthesize are of another base model: run synthesize again"):
+        same_base(read_manifest(made.base), read_manifest(made.synthesized("oracle")))
+    Run(other, made.folder).prepare()
+    Run(other, made.folder).synthesize()
+
+
+@pytest.mark.parametrize("override", ["data.source=none.jsonl", "contamination.sets={a: none.jsonl}"])
+def test_a_base_model_is_not_made_anew_where_its_documents_cannot_be(
+    values: dict[str, Any], tmp_path: Path, override: str
+) -> None:
+    first = run(resolve(values), tmp_path / "run")
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        run(resolve(values, ["model.dtype=bfloat16", override]), tmp_path / "run")
+    assert read_manifest(tmp_path / "run" / "base").key == first.base
 
 
 def test_a_changed_source_file_makes_a_new_stage(values: dict[str, Any], tmp_path: Path) -> None:
