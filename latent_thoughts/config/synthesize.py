@@ -105,3 +105,12 @@ class Contamination(Section):
     split: str = "test"  # of a Hugging Face dataset
     n: Positive = 13  # words in a row that tell a repetition
     remove: bool = False  # leave such documents, and such thoughts, out
+
+    @model_validator(mode="after")
+    def _are_sets(self) -> Contamination:
+        for name, source in self.sets.items():
+            if source.startswith("world:"):
+                raise ValueError(
+                    f"sets.{name}: a built-in world holds out problems of its own, and is no evaluation set"
+                )
+        return self

@@ -15,7 +15,7 @@ from typing import Any
 from latent_thoughts.config import Data
 from latent_thoughts.config.data import FIELD
 from latent_thoughts.data import interchange, worlds
-from latent_thoughts.places import below, matching, opened, place, remote, seekable
+from latent_thoughts.places import below, matching, opened, place, remote, seekable, version
 from latent_thoughts.transfer import local
 from latent_thoughts.types import Document, UserError
 
@@ -68,8 +68,15 @@ def _rows(config: Data) -> Iterator[Row | UserError]:
         yield from {"jsonl": _jsonl, "parquet": _parquet, "text": _text}[kind](path)
 
 
-def files(config: Data) -> list[Path]:
-    """The source's files in order; none for worlds and data sets. Raises UserError where none match."""
+def hashes(config: Data) -> list[list[str]]:
+    """The source's files and what tells whether they have changed, those of a data set on disk too."""
+    scheme, _, rest = config.source.partition(":")
+    return [[str(path), version(path)] for path in (below(place(rest)) if scheme == "disk" else files(config))]
+
+
+def files(config: Data, setting: str = "data.source, or data.held_out_source") -> list[Path]:
+    """The source's files in order; none for worlds and data sets. Raises UserError, which names the setting, where none
+    match."""
     if config.source.partition(":")[0] in ("world", "hub", "disk"):
         return []
     path = place(config.source)
@@ -80,7 +87,7 @@ def files(config: Data) -> list[Path]:
     else:
         found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
     if not found:
-        raise UserError(f"{config.source} does not exist: correct data.source, or data.held_out_source")
+        raise UserError(f"{config.source} does not exist: correct {setting}")
     return sorted(found)
 
 

@@ -39,7 +39,7 @@ def initialise(recipe: Recipe, folder: Path) -> Manifest:
     """
     config = recipe.model.model_dump(exclude={"device", "attention", "allow_pickle"})
     seed = _world_seed(recipe)
-    parts = [config, recipe.seed, seed, recipe.data.source, *_hashes(_model_files(recipe))]
+    parts = [config, recipe.seed, seed, recipe.data.source, *_model_files(recipe)]
     _look(recipe)
     stage = Stage(folder, "initialise", stage_key("initialise", parts))
     if (manifest := stage.manifest) is not None:
@@ -212,24 +212,17 @@ def _world_seed(recipe: Recipe) -> int:
 
 def _look(recipe: Recipe) -> None:
     """Raises UserError for sources and evaluation sets that are missing."""
-    for data in (*recipe.data.parts, *contamination.sources(recipe.contamination)):
+    for data in recipe.data.parts:
         readers.files(data)
+    contamination.look(recipe.contamination)
 
 
 def _files(recipe: Recipe) -> list[list[str]]:
     """The sources' files with their hashes: a changed file is prepared anew."""
-    found: list[list[str]] = []
-    for data in recipe.data.parts:
-        scheme, _, rest = data.source.partition(":")
-        found += _hashes(below(place(rest)) if scheme == "disk" else readers.files(data))
-    return found
+    return [file for data in recipe.data.parts for file in readers.hashes(data)]
 
 
-def _model_files(recipe: Recipe) -> list[Path]:
-    """Files of a base model and a tokenizer that are folders or files here."""
+def _model_files(recipe: Recipe) -> list[list[str]]:
+    """Files of a base model and a tokenizer that are folders or files here, with their hashes."""
     names = [name for name in (recipe.model.base, recipe.model.tokenizer) if isinstance(name, str)]
-    return [path for name in names for path in below(place(name))]
-
-
-def _hashes(paths: Sequence[Path]) -> list[list[str]]:
-    return [[str(path), version(path)] for path in paths]
+    return [[str(path), version(path)] for name in names for path in below(place(name))]
