@@ -297,13 +297,18 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**values, **changes, **{k: _merged(values[k], changes[k]) for k in deeper}}
 
 
-def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every string, by its dotted name."""
-    if isinstance(values, str):
-        yield name, values
-    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    for key, value in parts:
-        yield from _texts(value, f"{name}.{key}".lstrip("."))
+def _texts(values: Any) -> Iterator[tuple[str, str]]:
+    """Every string, by its dotted name. What stands in several places (YAML's aliases) is looked at once, since a few
+    lines can name it billions of times."""
+    waiting, seen = [("", values)], set[int]()
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{name}.{key}".lstrip("."), part) for key, part in parts]
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -331,6 +336,9 @@ def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: s
             value = read_yaml(text)
         except BAD_YAML as error:
             raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
+        if repr(value).count("#") < text.count("#"):
+            quoted = "'{}'".format(text.replace("'", "''"))
+            raise UserError(f"override {override!r} ends at its #, where YAML begins a comment: write {name}={quoted}")
         _assign(values, name.strip(), value)
     return parse(Recipe, values, where)
 
