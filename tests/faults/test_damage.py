@@ -8,6 +8,7 @@ import random
 import shutil
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,24 @@ def test_any_bit_of_an_unfinished_shard(tmp_path: Path) -> None:
         except UserError:
             refused += 1
     assert refused > len(content) / 3 / 2
+
+
+def test_a_shard_that_gives_fewer_rows_than_it_has_is_refused(tmp_path: Path) -> None:
+    """A bit of its footer, in the number of rows of the row group, is all it takes."""
+    stage = Stage(tmp_path, "x", "k" * 64)
+    rows = [{"ids": [[n], [], [n, n]]} for n in range(20)]
+    stage.write("a.parquet", rows, pa.schema([("ids", pa.list_(pa.list_(pa.int32())))]), {})
+    content, why = (tmp_path / "a.parquet").read_bytes(), Counter[str]()
+    for place in range(len(content) // 2, len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            (tmp_path / "a.parquet").write_bytes(changed)
+            try:
+                assert stage.rows("a.parquet") == rows, (place, bit)
+            except UserError as error:
+                why["rows" if "of 20 rows)" in str(error) else "other"] += 1
+    assert why["rows"] and why["other"]
 
 
 REPAIRED: list[tuple[str, str, Callable[[Path, Path], None]]] = [
