@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from latent_thoughts.config.base import Positive, Section
 
 Policy = Literal["retry", "raw", "drop", "accept"]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(gt=0)]
+
+
+def _is_a_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", text):  # without the text: it may be a key that was put in its place
+        raise ValueError("name the environment variable that holds the key, in capitals, such as OPENAI_API_KEY")
+    return text
+
+
+def _free(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuses fields that are set elsewhere, or counted on, and those that hold keys: recipes are stored and shown."""
+    for name in parameters:
+        if name in _SET or _LIMIT.fullmatch(name):
+            raise ValueError(f"{name} is not to be set here: {_SET.get(name, 'set synthesize.max_tokens')}")
+    waiting: list[Any] = [parameters]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if keys := [name for name in part if _KEY.search(str(name))]:
+                raise ValueError(f"{keys[0]} looks like a key: give it by the environment (synthesize.teacher.key_env)")
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return parameters
+
+
+_SET = {
+    "model": "set synthesize.teacher.model",
+    "messages": "they come from synthesize.prompts",
+    "n": "a question has one reply",
+    "best_of": "a question has one reply",
+    "stream": "a reply is read as a whole",
+    "stream_options": "a reply is read as a whole",
+}
+_LIMIT = re.compile(r"max_(\w+_)?tokens|max_length")
+_KEY = re.compile(
+    r"api_?key|secret|passw|credential|authori[sz]ation|bearer|(access|auth)_?token|^(key|token|auth)$", re.I
+)
+Variable = Annotated[str, AfterValidator(_is_a_name)]
 
 
 class Teacher(Section):
@@ -22,13 +61,13 @@ class Teacher(Section):
     kind: Literal["openai", "openai_batch", "transformers", "vllm", "llama_cpp", "data"] = "openai"
     model: str | None = None  # the endpoint's name for it; locally a hub name, folder or GGUF file (`package:` too)
     base_url: str | None = None  # such as http://127.0.0.1:8000/v1; default: OpenAI's own
-    key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    key_env: Variable = "OPENAI_API_KEY"  # name of the environment variable that holds the key
     concurrency: Positive = 32  # requests under way, or sequences decoded, at a time
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None  # of prompts and of the replies they may bring
     timeout: Amount = 120.0  # seconds an endpoint may stay silent
     retries: Count = 6  # of one request, with pauses that grow, or that the endpoint asks for
-    parameters: dict[str, Any] = {}  # more fields of the request: top_p, reasoning_effort, ...
+    parameters: Annotated[dict[str, Any], AfterValidator(_free)] = {}  # more fields of the request: top_p, ...
     limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the endpoint calls it
     batch_requests: Positive = 50_000  # in one batch of the Batch API
     poll: Amount = 30.0  # seconds between two looks at a batch
