@@ -7,7 +7,7 @@ from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Failure
-from latent_thoughts.teachers.chat import kind_of_status
+from latent_thoughts.teachers.chat import kind_of_status, said
 from latent_thoughts.types import UserError
 
 _OWN = "https://api.openai.com/v1"
@@ -43,8 +43,11 @@ def failure_of(error: Any, config: Config) -> Failure:
     text = _without_key(_message(error), config)
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return Failure("refused_key", f"{where} refuses the key in {config.key_env}: {text}", fatal=True)
-    if isinstance(error, openai.NotFoundError):
+    if isinstance(error, openai.NotFoundError) and "model" in text.lower():
         return Failure("unknown_model", f"{where} does not know model {config.model}: {text}", fatal=True)
+    if isinstance(error, openai.NotFoundError):
+        remedy = "correct synthesize.teacher.base_url, which often ends in /v1, or synthesize.teacher.model"
+        return Failure("not_found", f"{where} answers 404 ({text}): {remedy}", fatal=True)
     if isinstance(error, openai.RateLimitError):
         no_money = getattr(error, "code", None) == "insufficient_quota"
         return Failure("no_quota" if no_money else "rate_limit", text, fatal=no_money)
@@ -69,9 +72,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _message(error: Exception) -> str:
-    body = getattr(error, "body", None)
-    inner = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(inner or error).split())[:300]
+    return said(getattr(error, "body", None) or error)
 
 
 def _without_key(text: str, config: Config) -> str:

@@ -132,6 +132,14 @@ def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(make: Any) -
     assert counts["cost"] == pytest.approx(60 * (100 + 30) * 0.001)
 
 
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -50, "completion_tokens": -5}])
+def test_the_cap_holds_where_the_endpoint_does_not_say_what_a_reply_took(make: Any, usage: Any) -> None:
+    with Loopback(lambda body: plain_reply(body) | {"usage": usage}) as server:
+        with pytest.raises(UserError, match=r"cap of 4 is reached: (3\.|4 is)"):
+            make(server.url, *PRICED, "synthesize.cap=4", "synthesize.max_tokens=100").synthesize()
+        assert 0 < len(server.asked) * 0.1 < 4  # as if every reply had gone to its limit
+
+
 def test_the_estimate(make: Any) -> None:
     seen: list[Estimate] = []
     with Loopback() as server:
@@ -278,6 +286,10 @@ def test_what_a_recipe_may_not_say() -> None:
         ({"method": "latent_thoughts"}, "set synthesize.teacher.model"),
         ({"cap": 3}, "a cap needs prices"),
         ({"checks": {"empty": "accept"}}, "synthesize.checks.empty"),
+        ({"teacher": {"parameters": {"n": 4}}}, "n is not to be set here: a question has one reply"),
+        ({"teacher": {"parameters": {"max_new_tokens": 4}}}, "set synthesize.max_tokens"),
+        ({"teacher": {"parameters": {"model": "x"}}}, "set synthesize.teacher.model"),
+        ({"teacher": {"parameters": {"stream": True}}}, "a reply is read as a whole"),
         ({"teacher": {"modle": "m"}}, "did you mean synthesize.teacher.model?"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
