@@ -70,6 +70,17 @@ class Data(Section):
         return body | ({"thought": self.thought} if self.thought else {})
 
     @property
+    def columns(self) -> set[str]:
+        """Those of a source that rows are made of."""
+        if self.chunks:
+            needed = {"text", "chunks"}
+        else:
+            made = {group for pattern in self.extract.values() for group in re.compile(pattern).groupindex}
+            filled = {column for template in self._templates.values() for column in FIELD.findall(template)}
+            needed = (filled - made) | self.extract.keys()
+        return needed | ({self.id} if self.id else set())
+
+    @property
     def parts(self) -> tuple[Data, ...]:
         """One source each: `held_out_source`, where there is one, all of which is held out, and `source`."""
         if not self.held_out_source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +94,11 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         stage.write(_SOURCE + name, waiting[split], SOURCE, {})
         waiting[split] = []
 
+    for data in recipe.data.parts:
+        if left := readers.left_out(data):
+            names = f"{', '.join(left[:3])}{f' and {len(left) - 3:,} more' if len(left) > 3 else ''}"
+            why = "in a folder that holds JSONL or Parquet nothing else is read (data.format)"
+            print(f"latent-thoughts: {data.source}: {names} left out: {why}", file=sys.stderr)
     seen = _Seen()
     with track("read", float("inf"), "documents") as advance:
         for data, found in _documents(recipe, lambda m: _note(counts, [m])):

@@ -211,6 +211,18 @@ def test_a_tokenizer_that_changes_the_text_is_refused_or_its_documents_skipped(
     assert sum(manifest.counts.get(f"{split}_documents", 0) for split in SPLITS) == 1
 
 
+def test_what_is_left_of_a_folder_is_said(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    jsonl(tmp_path / "set" / "a.jsonl", TEXTS)
+    for name in ("README.md", "_SUCCESS", "b.txt", "c.txt"):
+        (tmp_path / "set" / name).write_text("x")
+    values["data"]["source"] = str(tmp_path / "set")
+    assert len(set.union(*texts_of(prepared(resolve(values), tmp_path / "run")).values())) == len(TEXTS)
+    assert "set: README.md, _SUCCESS, b.txt and 1 more left out" in capsys.readouterr().err
+
+
 def test_a_source_without_documents_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ["", ""])
     with pytest.raises(UserError, match="holds no documents"):
