@@ -81,9 +81,14 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
 
 def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Reads the source once and cuts it, in its order, into shards of documents as they came (`source-NAME`), which
-    are tokenised by whichever worker. Returns their `rows` by name, and `counts` of what was left out."""
+    are tokenised by whichever worker. Returns their `rows` by name, and `counts` of what was left out.
+
+    Where a shard that is still needed has been taken away, as a damaged one is, all is read again.
+    """
     if stage.shard(_READ).exists():
-        return read_sealed(stage.shard(_READ), "rows", "counts")
+        known = read_sealed(stage.shard(_READ), "rows", "counts")
+        if all(stage.shard(_SOURCE + n).exists() or stage.done(n) is not None for n in known["rows"]):
+            return known
     rows: dict[str, int] = {}
     counts, numbers = Counter[str](), Counter[str]()
     waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}

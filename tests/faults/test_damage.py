@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,9 +22,9 @@ import pytest
 from latent_thoughts import cli, transfer
 from latent_thoughts.config import Recipe, resolve
 from latent_thoughts.data import records
-from latent_thoughts.doctor import examine
+from latent_thoughts.doctor import doctor, examine
 from latent_thoughts.doctor.stages import StageFolder
-from latent_thoughts.em import em
+from latent_thoughts.em import Run, em
 from latent_thoughts.stages import prepare as preparing
 from latent_thoughts.store import Journal, Stage, read_manifest, read_rows
 from latent_thoughts.types import UserError
@@ -288,7 +290,6 @@ def test_a_marker_is_written_anew_from_what_lies_there(runs: dict[str, Path], tm
 
 
 def test_damaged_lines_and_replies_are_left_out(tmp_path: Path) -> None:
-    from latent_thoughts.doctor import doctor
     from latent_thoughts.teachers.base import Completion
     from latent_thoughts.teachers.replies import opened
 
@@ -319,6 +320,51 @@ def test_damaged_lines_and_replies_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "replies.sqlite").write_bytes(b"no database at all, of some length" * 200)
     assert doctor(tmp_path, repair=True)
     assert (tmp_path / "damaged" / "replies.sqlite").exists() and not (tmp_path / "replies.sqlite").exists()
+
+
+def test_a_folder_of_several_runs_is_looked_at_run_by_run(runs: dict[str, Path], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(runs["finished"], tmp_path / f"seed_{seed}")
+    (tmp_path / "recipe.yaml").write_bytes((tmp_path / "seed_0" / "recipe.yaml").read_bytes())
+    assert doctor(tmp_path, repair=False)
+    work = tmp_path / "seed_0" / "prepare" / ".corpus-00009.parquet.abc.tmp"
+    work.write_text("being written")
+    (tmp_path / "seed_1" / "replies.sqlite").write_bytes(b"no database at all" * 500)
+    (tmp_path / "seed_1" / "results.json").write_text("{")
+    holder = "import sys, time, pathlib as p; from latent_thoughts.store import run_lock\n"
+    holder += "with run_lock(p.Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holder, tmp_path / "seed_0"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        with pytest.raises(UserError, match="seed_0 is in use by process"):
+            doctor(tmp_path, repair=True)
+        assert not doctor(tmp_path, repair=False)
+        child.kill()
+    assert work.exists() and (tmp_path / "seed_1" / "replies.sqlite").exists()
+    assert doctor(tmp_path, repair=True) and not work.exists()
+    aside = {path.name for path in (tmp_path / "seed_1" / "damaged").iterdir()}
+    assert aside == {"replies.sqlite", "results.json"} and not (tmp_path / "damaged").exists()
+
+
+def test_a_damaged_source_of_an_unfinished_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(recipe(), tmp_path)
+    whole, write = run.prepare(), preparing.Shards._write
+    shutil.rmtree(run.prepared)
+
+    def write_but(self: Any, unit: str, *more: Any) -> None:
+        if unit.startswith("corpus"):
+            raise KeyboardInterrupt
+        write(self, unit, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing.Shards, "_write", write_but)
+        with pytest.raises(KeyboardInterrupt):
+            run.prepare()
+    source = next(run.prepared.glob("source-corpus-*"))
+    cut(source, source)
+    with pytest.raises(UserError, match="source-corpus-.* is damaged"):
+        run.prepare()
+    assert doctor(tmp_path, repair=True)
+    assert run.prepare() == whole and not list(run.prepared.glob("source-*"))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
