@@ -19,7 +19,7 @@ from typing import Any
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Answer, Answers, Failure, Notes, Request
 from latent_thoughts.teachers.chat import answer_of, said
-from latent_thoughts.teachers.openai_client import failure_of, imported, settings
+from latent_thoughts.teachers.openai_client import failure_of, imported, settings, words
 from latent_thoughts.types import UserError
 
 ENDPOINT = "/v1/chat/completions"
@@ -77,9 +77,9 @@ class BatchTeacher:
         try:
             return _sound(self.client.batches.retrieve(name))
         except imported().NotFoundError as error:
-            if "batch" not in (text := failure_of(error, self.config).message).lower():
+            if "batch" not in (text := words(error, self.config)).lower():
                 raise
-            print(f"latent-thoughts: {text}; what batch {name} was asked is asked again", file=sys.stderr)
+            print(f"latent-thoughts: batch {name} is gone ({text}): its questions are asked again", file=sys.stderr)
             return None
 
     def _made(self, note: str) -> str | None:

@@ -40,7 +40,7 @@ def failure_of(error: Any, config: Config) -> Failure:
     """What an error of the client means."""
     openai = imported()
     where = config.base_url or _OWN
-    text = _without_key(_message(error), config)
+    text = words(error, config)
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return Failure("refused_key", f"{where} refuses the key in {config.key_env}: {text}", fatal=True)
     if isinstance(error, openai.NotFoundError) and "model" in text.lower():
@@ -71,8 +71,9 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _message(error: Exception) -> str:
-    return said(getattr(error, "body", None) or error)
+def words(error: Any, config: Config) -> str:
+    """What the endpoint said, without the key."""
+    return _without_key(said(getattr(error, "body", None) or error), config)
 
 
 def _without_key(text: str, config: Config) -> str:

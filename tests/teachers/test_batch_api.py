@@ -134,7 +134,7 @@ def test_a_batch_that_is_gone_is_asked_again(make: Any, capfd: pytest.CaptureFix
         with opened(run.folder / "replies.sqlite", "s") as replies:
             replies.notes["batch abc"] = "batch_old"
         assert run.synthesize().counts["kept"] == 60
-    assert "No batch found with id 'batch_old'" in capfd.readouterr().err
+    assert "batch batch_old is gone (No batch found with id 'batch_old'.): its questions" in capfd.readouterr().err
     with opened(run.folder / "replies.sqlite", "s") as replies:
         assert not list(replies.notes)
 
