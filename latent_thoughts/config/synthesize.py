@@ -14,6 +14,20 @@ Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(gt=0)]
 
 
+_SET = {  # what of a request is set elsewhere, or counted on
+    "model": "set synthesize.teacher.model",
+    "messages": "they come from synthesize.prompts",
+    "n": "a question has one reply",
+    "best_of": "a question has one reply",
+    "stream": "a reply is read as a whole",
+    "stream_options": "a reply is read as a whole",
+}
+_LIMIT = re.compile(r"max_(\w+_)?tokens|max_length")
+_KEY = re.compile(
+    r"api_?key|secret|passw|credential|authori[sz]ation|bearer|(access|auth)_?token|^(key|token|auth)$", re.I
+)
+
+
 def _is_a_name(text: str) -> str:
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", text):  # without the text: it may be a key that was put in its place
         raise ValueError("name the environment variable that holds the key, in capitals, such as OPENAI_API_KEY")
@@ -21,7 +35,7 @@ def _is_a_name(text: str) -> str:
 
 
 def _free(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Refuses fields that are set elsewhere, or counted on, and those that hold keys: recipes are stored and shown."""
+    """Refuses what is set elsewhere, limits of the reply, and what holds keys: recipes are stored and shown."""
     for name in parameters:
         if name in _SET or _LIMIT.fullmatch(name):
             raise ValueError(f"{name} is not to be set here: {_SET.get(name, 'set synthesize.max_tokens')}")
@@ -37,18 +51,6 @@ def _free(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-_SET = {
-    "model": "set synthesize.teacher.model",
-    "messages": "they come from synthesize.prompts",
-    "n": "a question has one reply",
-    "best_of": "a question has one reply",
-    "stream": "a reply is read as a whole",
-    "stream_options": "a reply is read as a whole",
-}
-_LIMIT = re.compile(r"max_(\w+_)?tokens|max_length")
-_KEY = re.compile(
-    r"api_?key|secret|passw|credential|authori[sz]ation|bearer|(access|auth)_?token|^(key|token|auth)$", re.I
-)
 Variable = Annotated[str, AfterValidator(_is_a_name)]
 
 
