@@ -133,6 +133,13 @@ def test_what_is_no_number_is_none(values: dict[str, Any], name: str) -> None:
     assert name in refusal(values)
 
 
+@pytest.mark.parametrize("section", ["model: {base: &a {x: [*a]}}", "synthesize: {teacher: {parameters: &a {x: *a}}}"])
+def test_what_holds_itself_is_refused(tmp_path: Path, section: str) -> None:
+    (tmp_path / "r.yaml").write_text(section)
+    with pytest.raises(UserError, match=r"r\.yaml is nested without end"):
+        load_recipe(tmp_path / "r.yaml")
+
+
 def test_a_recipe_that_names_one_thing_billions_of_times(tmp_path: Path) -> None:
     levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 30))
     (tmp_path / "r.yaml").write_text(f"l0: &l0 [x]\n{levels}")

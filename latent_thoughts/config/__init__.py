@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from latent_thoughts.config.base import (
     Seed,
     Share,
     Weight,
+    nested,
     parse,
     read_yaml,
     read_yaml_file,
@@ -235,8 +235,8 @@ class Recipe(Section):
     @classmethod
     def _without_keys(cls, values: Any) -> Any:
         """Recipes are stored and shown."""
-        for name, text in _texts(values):
-            if holds_keys(text):
+        for name, text in nested(values):
+            if isinstance(text, str) and holds_keys(text):
                 raise ValueError(f"{name} is a URL that holds keys: give them by environment variables")
         return values
 
@@ -295,20 +295,6 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Changes of a mapping within leave the rest of it as it is."""
     deeper = [k for k, v in changes.items() if isinstance(v, dict) and isinstance(values.get(k), dict)]
     return {**values, **changes, **{k: _merged(values[k], changes[k]) for k in deeper}}
-
-
-def _texts(values: Any) -> Iterator[tuple[str, str]]:
-    """Every string, by its dotted name. What stands in several places (YAML's aliases) is looked at once, since a few
-    lines can name it billions of times."""
-    waiting, seen = [("", values)], set[int]()
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, str):
-            yield name, value
-        elif isinstance(value, dict | list) and id(value) not in seen:
-            seen.add(id(value))
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-            waiting += [(f"{name}.{key}".lstrip("."), part) for key, part in parts]
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -89,6 +89,22 @@ class Section(BaseModel):
         return values
 
 
+def nested(values: Any, name: str = "", known: dict[int, bool] | None = None) -> Iterator[tuple[str, Any]]:
+    """Values and all that they hold, by dotted names. What stands in several places (YAML's aliases) is gone into once,
+    since a few lines can name it billions of times. Raises RecursionError for what holds itself."""
+    known = {} if known is None else known  # by identity: whether it is being gone into
+    yield name, values
+    if not isinstance(values, dict | list):
+        return
+    if known.get(id(values)):
+        raise RecursionError
+    if id(values) not in known:
+        known[id(values)] = True
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from nested(value, f"{name}.{key}".lstrip("."), known)
+        known[id(values)] = False
+
+
 def parse(model: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return model.model_validate(values)

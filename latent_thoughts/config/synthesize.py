@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from latent_thoughts.config.base import Positive, Section
+from latent_thoughts.config.base import Positive, Section, nested
 
 Policy = Literal["retry", "raw", "drop", "accept"]
 Count = Annotated[int, Field(ge=0)]
@@ -39,15 +39,9 @@ def _free(parameters: dict[str, Any]) -> dict[str, Any]:
     for name in parameters:
         if name in _SET or _LIMIT.fullmatch(name):
             raise ValueError(f"{name} is not to be set here: {_SET.get(name, 'set synthesize.max_tokens')}")
-    waiting: list[Any] = [parameters]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            if keys := [name for name in part if _KEY.search(str(name))]:
-                raise ValueError(f"{keys[0]} looks like a key: give it by the environment (synthesize.teacher.key_env)")
-            waiting += part.values()
-        elif isinstance(part, list):
-            waiting += part
+    for name, _ in nested(parameters):
+        if _KEY.search(last := name.rpartition(".")[2]):
+            raise ValueError(f"{last} looks like a key: give it by the environment (synthesize.teacher.key_env)")
     return parameters
 
 
