@@ -6,6 +6,7 @@ latent-thoughts export RUN TARGET --iteration 0
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -21,29 +22,48 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Dumper, Recipe, load_recipe
 from latent_thoughts.data import interchange, records
 from latent_thoughts.data.tokenizer import Codec
-from latent_thoughts.places import place
+from latent_thoughts.places import place, remote
 from latent_thoughts.store import atomic, read_json, read_manifest
 from latent_thoughts.types import Manifest, UserError
 
 # Where things lie and are asked is nobody else's business.
 _ADDRESSES: Any = {"synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
 FORMATS = ("jsonl", "parquet", "dataset", "hub")
+_OF_A_DATASET = re.compile(r"[\w-]+\.arrow|dataset_info\.json|state\.json|README\.md|listing\.json")
 
 
 def export(folder: Path, base: Path, recipe: Path, target: str, kind: str, license: str, private: bool = True) -> int:
     """Writes all documents of a completed synthesize or sample stage; how many.
 
     `kind`: "jsonl" or "parquet" (a file), "dataset" (a folder for `datasets.load_from_disk`, with its card) or "hub"
-    (`push_to_hub`, with its card). Raises UserError for a stage that is not complete.
+    (`push_to_hub`, with its card). Raises UserError for a stage that is not complete, and for a folder at `target` that
+    would be lost.
     """
-    manifest, codec = read_manifest(folder), Codec(models.load_tokenizer(base / "model")[0])
-    if kind == "jsonl":
-        return _jsonl(_rows(folder, manifest, codec), place(target))
-    if kind == "parquet":
-        return _parquet(_rows(folder, manifest, codec), place(target))
     if kind not in FORMATS:
         raise UserError(f"there is no format {kind!r} (known: {', '.join(FORMATS)})")
-    return _dataset(folder, manifest, codec, load_recipe(recipe), target, kind == "hub", license, private)
+    path = None if kind == "hub" else _free(target, kind)
+    manifest, codec = read_manifest(folder), Codec(models.load_tokenizer(base / "model")[0])
+    if path is not None and kind != "dataset":
+        return (_jsonl if kind == "jsonl" else _parquet)(_rows(folder, manifest, codec), path)
+    return _dataset(folder, manifest, codec, load_recipe(recipe), path or target, license, private)
+
+
+def _free(target: str, kind: str) -> Path:
+    """Where to write. Raises UserError for a folder, unless a dataset is to take the place of an earlier one."""
+    path = place(target)
+    path = path if remote(path) else path.resolve()  # `.` has no name of its own
+    if not path.exists():
+        return path
+    if path.is_dir() != (kind == "dataset"):
+        raise UserError(f"{target} is a {'folder: name a file in it' if path.is_dir() else 'file: name a folder'}")
+    if path.is_file():
+        return path
+    names = sorted(p.name for p in path.iterdir())
+    others = [name for name in names if not _OF_A_DATASET.fullmatch(name)]
+    if names and (others or "dataset_info.json" not in names):
+        what = f"holds {others[0]}" if others else "is no dataset"
+        raise UserError(f"{target} {what}, and would be lost: name a folder that is not there yet, or a dataset's")
+    return path
 
 
 def _rows(folder: Path, manifest: Manifest, codec: Codec) -> Iterator[dict[str, Any]]:
@@ -68,8 +88,9 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
 
 
 def _dataset(
-    folder: Path, manifest: Manifest, codec: Codec, recipe: Recipe, target: str, push: bool, license: str, private: bool
+    folder: Path, manifest: Manifest, codec: Codec, recipe: Recipe, target: Path | str, license: str, private: bool
 ) -> int:
+    """`target` is a folder, or a name on the hub."""
     try:
         import datasets
     except ImportError:
@@ -80,13 +101,13 @@ def _dataset(
         made = datasets.Dataset.from_parquet(str(file), cache_dir=scratch, keep_in_memory=False)
         assert isinstance(made, datasets.Dataset)
         text = card(folder, manifest, recipe, license)
-        if push:
+        if isinstance(target, str):
             from huggingface_hub import DatasetCard
 
             made.push_to_hub(target, private=private)
             DatasetCard(text).push_to_hub(target)
         else:
-            with atomic(place(target)) as temporary:
+            with atomic(target) as temporary:
                 made.save_to_disk(str(temporary))
                 (temporary / "README.md").write_text(text, encoding="utf-8")
         return len(made)

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,24 @@ def atomic(path: Path) -> Iterator[Path]:
             transfer.put(temporary, path)
             return
         if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        settle(temporary, path)
+            _replace(path, temporary)
+        else:
+            settle(temporary, path)
     finally:
         transfer.remove(temporary)
+
+
+def _replace(path: Path, temporary: Path) -> None:
+    """Puts a finished folder in the place of another, which goes last: whoever is killed in between leaves both, one of
+    them or the two under temporary names."""
+    old = places.temporary(path)
+    os.replace(path, old)
+    try:
+        settle(temporary, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    transfer.remove(old)
 
 
 def settle(temporary: Path, path: Path) -> None:

@@ -31,7 +31,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"use_listings_cache": False, "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}}},
     "gs": {"use_listings_cache": False},
 }
-_SECRETS = re.compile(r"[?&][^=&]*(key|secret|token|signature|credential|password)[^=&]*=", re.IGNORECASE)
+_SECRETS = re.compile(
+    r"[?&;#]([^=&]*(key|secret|token|signature|credential|password)[^=&]*|sig|code|auth|jwt|pwd|pass)=", re.IGNORECASE
+)
 
 
 def place(name: str | Path) -> Path:
@@ -61,7 +63,7 @@ def place(name: str | Path) -> Path:
 
 def holds_keys(text: str) -> bool:
     """Whether a URL carries a user's name, password, key or signature."""
-    found = _URL.fullmatch(text)
+    found = _URL.fullmatch(text.strip())
     if found is None:
         return False
     before, at, _ = found[2].partition("/")[0].rpartition("@")

@@ -128,6 +128,7 @@ class Stage:
         counts: dict[str, Any],
         described: dict[str, dict[str, Any]] | None = None,
         model: str | None = None,
+        base: str | None = None,
     ) -> Manifest:
         """Writes the manifest; shards that are not `described` are read for it, and so are the files of the folder
         `model`. (In a store that folder has a listing of its own.)"""
@@ -138,7 +139,7 @@ class Stage:
         described = {name: known[name] for name in shards}
         files = hashes(self.folder / model) if model and not remote(self.folder) else {}
         files = {f"{model}/{name}": value for name, value in files.items() if not name.endswith(".md")}  # to be edited
-        manifest = Manifest(self.name, self.key, described, counts, files)
+        manifest = Manifest(self.name, self.key, described, counts, files, base)
         write_sealed(self.folder / "manifest.json", asdict(manifest))
         for path in places.stale(self.folder):  # of processes that were killed: all work is done
             transfer.remove(path)
@@ -228,6 +229,18 @@ def read_manifest(folder: Path, compared: bool = True) -> Manifest:
     if compared and (folder / "stage.json").exists() and read_marker(folder)["key"] != manifest.key:
         raise Damaged(path, "it is of another stage than stage.json")
     return manifest
+
+
+def base_of(manifest: Manifest) -> str | None:
+    """Key of the initial checkpoint that a stage goes back to; None where it does not say."""
+    return manifest.key if manifest.stage == "initialise" else manifest.base
+
+
+def same_base(model: Manifest, documents: Manifest) -> None:
+    """Raises UserError where documents are token ids of another base model than the one that `model` goes back to."""
+    bases = {base_of(model), base_of(documents)}
+    if len(bases - {None}) > 1:
+        raise UserError(f"the documents of {documents.stage} are of another base model: run {documents.stage} again")
 
 
 def _well_formed(manifest: Manifest) -> bool:

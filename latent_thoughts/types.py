@@ -147,7 +147,8 @@ class Manifest:
 
     `key` fingerprints everything the output depends on. `shards` maps a file name to its number
     of rows and SHA-256. `counts` are the stage's own totals. `files` maps other files of the stage
-    (a model's, by their path in its folder) to their SHA-256.
+    (a model's, by their path in its folder) to their SHA-256. `base` is the key of the initial
+    checkpoint whose tokens the stage's ids are, where the stage says so.
     """
 
     stage: str
@@ -155,3 +156,4 @@ class Manifest:
     shards: dict[str, dict[str, Any]]
     counts: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
+    base: str | None = None

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_thoughts.config import PRESETS, Recipe, Sample, Train, load_recipe, resolve
+from latent_thoughts.config.base import parse
+from latent_thoughts.experiment import Experiment
 from latent_thoughts.types import UserError
 
 
@@ -44,6 +46,13 @@ def test_an_unknown_key_is_refused_even_when_empty() -> None:
 
 def test_an_unknown_override_is_refused_like_a_key() -> None:
     assert "unknown key train.lrr (did you mean train.lr?)" in refusal({}, "train.lrr=1")
+
+
+def test_a_section_among_others_of_its_kind_has_known_keys_too() -> None:
+    values = {"about": "", "recipes": {}, "claims": {"7": {"first": "em", "secnd": "raw"}}}
+    with pytest.raises(UserError, match=r"unknown key claims\.7\.secnd \(did you mean claims\.7\.second\?\)"):
+        parse(Experiment, values, "here")
+    assert "evaluate.tasks.0.form?" in refusal({"evaluate": {"tasks": [{"name": "gsm8k", "frm": "cot"}]}})
 
 
 def test_all_unknown_keys_are_named_at_once() -> None:
@@ -88,6 +97,62 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
     assert recipe.data.world.documents == 7
     assert recipe.em.baselines == ["oracle"]
     assert recipe.model.tokenizer is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["train: {lr: 1, lr: 2}", "train:\n  lr: 1\ndata:\n  limit: 3\ntrain:\n  rows: 4\n", "data: {'id': a, id: b}"],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"r\.yaml is not valid YAML: (lr|train|id) stands here twice .*line \d"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_what_is_merged_in_may_be_set_anew(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "em: {warm_start: &a {lr: 1.0, rows: 2}, raw: {<<: *a, lr: 3.0}, variants: {b: {train: {<<: *a, lr: 4.0}}}}"
+    )
+    em = load_recipe(tmp_path / "r.yaml").em
+    assert em.raw == {"rows": 2, "lr": 3.0} and em.variants["b"]["train"] == {"rows": 2, "lr": 4.0}
+
+
+@pytest.mark.parametrize("override", ["evaluate.answer=#### (-?\\d+)", "data.source=my #1 file.jsonl"])
+def test_a_text_that_yaml_would_cut_is_refused_with_the_way_to_write_it(override: str) -> None:
+    name, _, text = override.partition("=")
+    message = refusal({}, override)
+    assert "ends at its #" in message and message.endswith(f"write {name}='{text}'")
+    recipe = resolve({}, [f"{name}='{text}'"])
+    assert text in (recipe.evaluate.answer, recipe.data.source)
+    assert resolve({}, ["data.source=a#b"]).data.source == "a#b"
+
+
+def test_a_template_without_quotes_is_told_how_to_be_written() -> None:
+    assert "in quotes" in refusal({}, "data.text={question}")
+    assert resolve({}, ["data.text='{question}'"]).data.text == "{question}"
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [({"seed": True}, "seed"), ({"sample": {"k": True}}, "sample: k"), ({"data": {"limit": False}}, "data: limit"),
+     ({"train": {"lr": float("nan")}}, "train.lr"), ({"sample": {"margin": float("inf")}}, "sample.margin")],
+)  # fmt: skip
+def test_what_is_no_number_is_none(values: dict[str, Any], name: str) -> None:
+    assert name in refusal(values)
+
+
+@pytest.mark.parametrize("section", ["model: {base: &a {x: [*a]}}", "synthesize: {teacher: {parameters: &a {x: *a}}}"])
+def test_what_holds_itself_is_refused(tmp_path: Path, section: str) -> None:
+    (tmp_path / "r.yaml").write_text(section)
+    with pytest.raises(UserError, match=r"r\.yaml is nested without end"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_recipe_that_names_one_thing_billions_of_times(tmp_path: Path) -> None:
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 30))
+    (tmp_path / "r.yaml").write_text(f"l0: &l0 [x]\n{levels}")
+    with pytest.raises(UserError, match="unknown key l0"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize("override", ["train.lr", "train.lr=[1,", "seed.x=1"])

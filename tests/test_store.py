@@ -74,6 +74,29 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "model") == {"two"}
 
 
+def test_a_folder_that_is_replaced_is_there_until_the_new_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(text: str) -> None:
+        with atomic(tmp_path / "model") as temporary:
+            temporary.mkdir()
+            (temporary / "f").write_text(text)
+
+    def refusing(source: Path, target: Path) -> None:
+        """The second of the two renames fails."""
+        if target == tmp_path / "model" and not (source / "f").read_text() == "old":
+            raise OSError("no")
+        replace(source, target)
+
+    write("old")
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", refusing)
+    with pytest.raises(OSError, match="no"):
+        write("new")
+    assert (tmp_path / "model" / "f").read_text() == "old"
+    assert names(tmp_path) == {"model"}
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     """As of a driver that was started again and a worker of the one before, on whatever machine."""
     with atomic(tmp_path / "model") as one:

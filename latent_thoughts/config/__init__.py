@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from latent_thoughts.config.base import (
     Seed,
     Share,
     Weight,
+    nested,
     parse,
     read_yaml,
     read_yaml_file,
@@ -238,8 +238,8 @@ class Recipe(Section):
     @classmethod
     def _without_keys(cls, values: Any) -> Any:
         """Recipes are stored and shown."""
-        for name, text in _texts(values):
-            if holds_keys(text):
+        for name, text in nested(values):
+            if isinstance(text, str) and holds_keys(text):
                 raise ValueError(f"{name} is a URL that holds keys: give them by environment variables")
         return values
 
@@ -300,15 +300,6 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**values, **changes, **{k: _merged(values[k], changes[k]) for k in deeper}}
 
 
-def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every string, by its dotted name."""
-    if isinstance(values, str):
-        yield name, values
-    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    for key, value in parts:
-        yield from _texts(value, f"{name}.{key}".lstrip("."))
-
-
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Reads a YAML recipe and applies `section.key=value` overrides (values are YAML).
 
@@ -334,6 +325,9 @@ def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: s
             value = read_yaml(text)
         except BAD_YAML as error:
             raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
+        if repr(value).count("#") < text.count("#"):
+            quoted = "'{}'".format(text.replace("'", "''"))
+            raise UserError(f"override {override!r} ends at its #, where YAML begins a comment: write {name}={quoted}")
         _assign(values, name.strip(), value)
     return parse(Recipe, values, where)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from latent_thoughts.config.base import Pattern, Positive, Section, Seed, Share
+
+FIELD = re.compile(r"\{([^{}]+)\}")  # a column's name in a template
 
 
 class World(Section):
@@ -35,7 +38,7 @@ class Data(Section):
     text: str = "{text}"  # template
     extract: dict[str, Pattern] = {}
     pieces: list[str] | None = None  # templates of the document's own chunks, instead of `text`
-    thought: str | None = None  # template of the thought before the last piece (oracle)
+    thought: str | None = None  # template of the thought before the last piece (oracle); none where a column is null
     limit: Positive | None = None  # read at most so many documents
     held_out: Share = 0.02  # share of the documents, by hash
     held_out_source: str | None = None  # instead of a share: other documents, as `source` and its templates say
@@ -51,9 +54,31 @@ class Data(Section):
             raise ValueError("chunks bring pieces and thoughts of their own: take pieces, thought and extract away")
         if self.thought is not None and not self.pieces:
             raise ValueError("thought stands before the last of data.pieces: set them too")
+        for name, template in self._templates.items():
+            if not FIELD.search(template):
+                raise ValueError(f"{name} names no column, so that all documents would be the same: write {{COLUMN}}")
         if self.held_out_source and any(s.startswith("world:") for s in (self.source, self.held_out_source)):
             raise ValueError("held_out_source: a world holds out problems of its own")
         return self
+
+    @property
+    def _templates(self) -> dict[str, str]:
+        """Those that rows are filled into, by the setting that they stand in."""
+        if self.chunks:
+            return {}
+        body = {"text": self.text} if not self.pieces else {"pieces": "".join(self.pieces)}
+        return body | ({"thought": self.thought} if self.thought else {})
+
+    @property
+    def columns(self) -> set[str]:
+        """Those of a source that rows are made of."""
+        if self.chunks:
+            needed = {"text", "chunks"}
+        else:
+            made = {group for pattern in self.extract.values() for group in re.compile(pattern).groupindex}
+            filled = {column for template in self._templates.values() for column in FIELD.findall(template)}
+            needed = (filled - made) | self.extract.keys()
+        return needed | ({self.id} if self.id else set())
 
     @property
     def parts(self) -> tuple[Data, ...]:

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from latent_thoughts.config.base import Positive, Section
+from latent_thoughts.config.base import Positive, Section, nested
 
 Policy = Literal["retry", "raw", "drop", "accept"]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(gt=0)]
+
+
+_SET = {  # what of a request is set elsewhere, or counted on
+    "model": "set synthesize.teacher.model",
+    "messages": "they come from synthesize.prompts",
+    "n": "a question has one reply",
+    "best_of": "a question has one reply",
+    "stream": "a reply is read as a whole",
+    "stream_options": "a reply is read as a whole",
+}
+_LIMIT = re.compile(r"max_(\w+_)?tokens|max_length")
+_KEY = re.compile(
+    r"api_?key|secret|passw|credential|authori[sz]ation|bearer|(access|auth)_?token|^(key|token|auth)$", re.I
+)
+
+
+def _is_a_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", text):  # without the text: it may be a key that was put in its place
+        raise ValueError("name the environment variable that holds the key, in capitals, such as OPENAI_API_KEY")
+    return text
+
+
+def _free(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what is set elsewhere, limits of the reply, and what holds keys: recipes are stored and shown."""
+    for name in parameters:
+        if name in _SET or _LIMIT.fullmatch(name):
+            raise ValueError(f"{name} is not to be set here: {_SET.get(name, 'set synthesize.max_tokens')}")
+    for name, _ in nested(parameters):
+        if _KEY.search(last := name.rpartition(".")[2]):
+            raise ValueError(f"{last} looks like a key: give it by the environment (synthesize.teacher.key_env)")
+    return parameters
+
+
+Variable = Annotated[str, AfterValidator(_is_a_name)]
 
 
 class Teacher(Section):
@@ -22,13 +57,13 @@ class Teacher(Section):
     kind: Literal["openai", "openai_batch", "transformers", "vllm", "llama_cpp", "data"] = "openai"
     model: str | None = None  # the endpoint's name for it; locally a hub name, folder or GGUF file (`package:` too)
     base_url: str | None = None  # such as http://127.0.0.1:8000/v1; default: OpenAI's own
-    key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    key_env: Variable = "OPENAI_API_KEY"  # name of the environment variable that holds the key
     concurrency: Positive = 32  # requests under way, or sequences decoded, at a time
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None  # of prompts and of the replies they may bring
     timeout: Amount = 120.0  # seconds an endpoint may stay silent
     retries: Count = 6  # of one request, with pauses that grow, or that the endpoint asks for
-    parameters: dict[str, Any] = {}  # more fields of the request: top_p, reasoning_effort, ...
+    parameters: Annotated[dict[str, Any], AfterValidator(_free)] = {}  # more fields of the request: top_p, ...
     limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the endpoint calls it
     batch_requests: Positive = 50_000  # in one batch of the Batch API
     poll: Amount = 30.0  # seconds between two looks at a batch
@@ -56,6 +91,7 @@ class Checks(Section):
     out, `accept` takes the reply nevertheless. Every failed check is counted, whatever becomes of it.
     """
 
+    unencodable: Literal["retry", "raw", "drop"] = "retry"  # no text that the model's tokenizer takes
     refusal: Policy = "retry"  # the teacher declines, or a filter did
     empty: Literal["retry", "raw", "drop"] = "retry"
     cut: Policy = "retry"  # by max_tokens
@@ -104,3 +140,12 @@ class Contamination(Section):
     split: str = "test"  # of a Hugging Face dataset
     n: Positive = 13  # words in a row that tell a repetition
     remove: bool = False  # leave such documents, and such thoughts, out
+
+    @model_validator(mode="after")
+    def _are_sets(self) -> Contamination:
+        for name, source in self.sets.items():
+            if source.startswith("world:"):
+                raise ValueError(
+                    f"sets.{name}: a built-in world holds out problems of its own, and is no evaluation set"
+                )
+        return self

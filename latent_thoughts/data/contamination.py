@@ -1,29 +1,36 @@
 """Which texts repeat an evaluation set: n-grams of words in common (13 by default, as in the GPT-3 report).
 
 Texts are compared as words: Unicode NFKC, lower case (casefold), and runs of letters, digits and underscores;
-punctuation, symbols and white space only part words. So "$1,000!" is the words 1 and 000.
+punctuation, symbols and white space only part words. So "$1,000!" is the words 1 and 000. Chinese characters and kana,
+which no spaces part, are words each. (Thai and its neighbours come in pieces too, parted by their vowel signs.)
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from latent_thoughts.config import Contamination, Data
 from latent_thoughts.data import readers
-from latent_thoughts.places import version
 
-_WORD = re.compile(r"\w+")
+_ALONE = (
+    "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+)
+_RUN = re.compile(r"\w+")
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+_SHORT = 8  # words: fewer may stand in any text, so that rows of fewer are found as whole texts alone
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing modulo 2**64
 
 
 def words(text: str) -> list[str]:
     """The words that count. ASCII text, which most is, needs no normalisation."""
-    return _WORD.findall(text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold())
+    if text.isascii():
+        return _RUN.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 class Overlap:
@@ -31,20 +38,23 @@ class Overlap:
 
     An n-gram is kept as 64 bits of hash, 14 bytes a row that holds it. Two different n-grams are taken for the same
     with probability 2**-64 a pair: for ten million of them against a corpus of 10**11 words, one false match in
-    twenty corpora. Rows of fewer than n words hold no n-gram and are never matched: `too_short` counts them by set.
+    twenty corpora. A row of fewer than n words is found where all of them stand in a row, and one of fewer than eight
+    where they are the whole text. Rows without a word are never matched: `too_short` counts them by set.
     """
 
     def __init__(self, sets: Mapping[str, Iterable[str]], n: int = 13):
         self.n, self.names = n, list(sets)
         self.rows = dict.fromkeys(self.names, 0)
         self.too_short = dict.fromkeys(self.names, 0)
+        self._sizes = set[int]()  # of the grams, in words
         found: list[tuple[np.ndarray, int, int]] = []
         for number, (name, texts) in enumerate(sets.items()):
             for row, text in enumerate(texts):
-                grams = np.unique(self._grams(text))
+                size = min(n, len(split := words(text)))
                 self.rows[name] += 1
-                self.too_short[name] += not len(grams)
-                found.append((grams, number, row))
+                self.too_short[name] += not size
+                found.append((np.unique(_grams(split, size)), number, row))
+                self._sizes.add(size)
         sizes = [len(grams) for grams, _, _ in found]
         hashes = np.concatenate([np.zeros(0, np.uint64), *(grams for grams, _, _ in found)])
         order = np.argsort(hashes, kind="stable")
@@ -52,22 +62,13 @@ class Overlap:
         self._sets = np.repeat(np.array([s for _, s, _ in found], np.uint16), sizes)[order]
         self._rows = np.repeat(np.array([r for _, _, r in found], np.uint32), sizes)[order]
 
-    def _grams(self, text: str) -> np.ndarray:
-        """Hashes of the n-grams, in order: a polynomial of the words' own hashes (Python's, salted a process)."""
-        found = words(text)
-        if len(found) < self.n:
-            return np.zeros(0, np.uint64)
-        hashes = np.fromiter(map(hash, found), np.int64, len(found)).view(np.uint64)
-        grams = np.zeros(len(found) - self.n + 1, np.uint64)
-        for offset in range(self.n):
-            grams = grams * _BASE + hashes[offset : offset + len(grams)]
-        return grams
-
     def matches(self, text: str) -> dict[str, set[int]]:
         """Evaluation set to the numbers (from 0) of its rows that share an n-gram with the text; none is empty."""
         if not len(self._hashes):
             return {}
-        grams = self._grams(text)
+        split = words(text)
+        sizes = [size for size in self._sizes if size >= min(_SHORT, self.n) or size == len(split)]
+        grams = np.concatenate([_grams(split, size) for size in sizes] or [np.zeros(0, np.uint64)])
         first = np.searchsorted(self._hashes, grams)
         hit = self._hashes[np.minimum(first, len(self._hashes) - 1)] == grams
         found: dict[str, set[int]] = {}
@@ -78,23 +79,47 @@ class Overlap:
         return found
 
 
+def _grams(split: Sequence[str], size: int) -> np.ndarray:
+    """Hashes of the runs of `size` words, in order: a polynomial of the words' own (Python's, salted a process)."""
+    if not 0 < size <= len(split):
+        return np.zeros(0, np.uint64)
+    hashes = np.fromiter(map(hash, split), np.int64, len(split)).view(np.uint64)
+    grams = np.zeros(len(split) - size + 1, np.uint64)
+    for offset in range(size):
+        grams = grams * _BASE + hashes[offset : offset + len(grams)]
+    return grams
+
+
 def load(config: Contamination) -> Overlap | None:
     """The evaluation sets that a recipe names; None where it names none. Raises UserError for one that is missing."""
     if not config.sets:
         return None
-    return Overlap({name: _texts(config, source) for name, source in config.sets.items()}, config.n)
+    return Overlap({name: _texts(source) for name, source in _sources(config).items()}, config.n)
+
+
+def look(config: Contamination) -> None:
+    """Raises UserError for a set that is missing."""
+    for name, source in _sources(config).items():
+        readers.files(source, f"contamination.sets.{name}")
+
+
+def _sources(config: Contamination) -> dict[str, Data]:
+    return {name: Data(source=source, split=config.split) for name, source in config.sets.items()}
 
 
 def key(config: Contamination) -> list[Any]:
-    """What a stage's key has of it: nothing where no set is named, else settings and the files' hashes."""
+    """What a stage's key has of it: nothing where no set is named, else settings and the files' hashes.
+
+    Raises UserError for a set that is missing.
+    """
     if not config.sets:
         return []
-    paths = [path for source in config.sets.values() for path in readers.files(Data(source=source))]
-    return [config.model_dump(), [[str(path), version(path)] for path in paths]]
+    look(config)
+    return [config.model_dump(), [file for source in _sources(config).values() for file in readers.hashes(source)]]
 
 
-def _texts(config: Contamination, source: str) -> Iterator[str]:
-    for row in readers.rows(Data(source=source, split=config.split)):
+def _texts(source: Data) -> Iterator[str]:
+    for row in readers.rows(source):
         yield "\n".join(_strings(row))
 
 
@@ -138,9 +163,11 @@ class Tally:
             self.found.setdefault(name, set()).update(rows)
 
     def counts(self, what: str) -> dict[str, int]:
-        """For a manifest: texts that repeat a set, and the rows of it that they repeat."""
+        """For a manifest: texts that repeat a set, the rows of it that they repeat, and those that cannot be told."""
         found: dict[str, int] = {}
         for name in self.overlap.names if self.overlap else ():
             found[f"contaminated_{what}_{name}"] = self.texts.get(name, 0)
             found[f"evaluation_rows_repeated_{name}"] = len(self.found.get(name, ()))
+            if self.overlap and (wordless := self.overlap.too_short[name]):
+                found[f"evaluation_rows_without_words_{name}"] = wordless
         return found

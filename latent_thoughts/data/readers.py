@@ -9,19 +9,20 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latent_thoughts.config import Data
+from latent_thoughts.config.data import FIELD
 from latent_thoughts.data import interchange, worlds
-from latent_thoughts.places import below, matching, opened, place, remote, seekable
+from latent_thoughts.places import below, matching, opened, place, relative, remote, seekable, version
 from latent_thoughts.transfer import local
 from latent_thoughts.types import Document, UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for error messages; its columns
 _NOT_TEXT = {".json", ".csv", ".tsv", ".xz", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".pdf"}
+_ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # read as they are, by what stands before
-_FIELD = re.compile(r"\{(\w+)\}")
 
 
 def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: None) -> Iterator[Document]:
@@ -37,7 +38,7 @@ def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: Non
         return
 
     def good() -> Iterator[Document]:
-        for item in _rows(config):
+        for item in _rows(config, config.columns):
             try:
                 if isinstance(item, UserError):
                     raise item
@@ -58,44 +59,84 @@ def rows(config: Data) -> Iterator[dict[str, Any]]:
         yield item[1]
 
 
-def _rows(config: Data) -> Iterator[Row | UserError]:
+def _rows(config: Data, columns: set[str] | None = None) -> Iterator[Row | UserError]:
+    """Of Parquet those columns alone, if they are there: another may hold what has no value in Python."""
     scheme, _, rest = config.source.partition(":")
     if scheme in ("hub", "disk"):
         yield from _dataset_rows(scheme, rest, config.split)
         return
     for path in files(config):
         kind = config.format if config.format != "auto" else _guess(path)
-        yield from {"jsonl": _jsonl, "parquet": _parquet, "text": _text}[kind](path)
+        if _ends(path)[1] and not path.stat().st_size:
+            yield UserError(f"{path}: cannot be read (it is empty, which no packed file is)")
+        elif kind == "parquet":
+            yield from _parquet(path, columns)
+        else:
+            yield from {"jsonl": _jsonl, "text": _text}[kind](path)
 
 
-def files(config: Data) -> list[Path]:
-    """The source's files in order; none for worlds and data sets. Raises UserError where none match."""
+def hashes(config: Data) -> list[list[str]]:
+    """The source's files and what tells whether they have changed, those of a data set on disk too."""
+    scheme, _, rest = config.source.partition(":")
+    return [[str(path), version(path)] for path in (below(place(rest)) if scheme == "disk" else files(config))]
+
+
+def files(config: Data, setting: str = "data.source, or data.held_out_source") -> list[Path]:
+    """The source's files in order; none for worlds and data sets. Raises UserError, which names the setting, where none
+    match."""
     if config.source.partition(":")[0] in ("world", "hub", "disk"):
         return []
     path = place(config.source)
-    if path.is_dir() or path.is_file():
-        found = [p for p in below(path) if p == path or not p.name.startswith(".")]
+    if path.is_dir():
+        found = _sorted_out(config)[0]
+    elif path.is_file():
+        found = [path]
     elif remote(path):
         found = matching(path)
     else:
         found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
     if not found:
-        raise UserError(f"{config.source} does not exist: correct data.source, or data.held_out_source")
+        raise UserError(f"{config.source} does not exist: correct {setting}")
     return sorted(found)
+
+
+def left_out(config: Data) -> list[str]:
+    """The names of a folder's files that are not read, since it holds JSONL or Parquet."""
+    folder = place(config.source)
+    if config.source.partition(":")[0] in ("world", "hub", "disk") or not folder.is_dir():
+        return []
+    return [relative(path, folder) for path in _sorted_out(config)[1]]
+
+
+def _sorted_out(config: Data) -> tuple[list[Path], list[Path]]:
+    """The files of a folder that are read, and those that are not; of what is hidden, folders too, neither."""
+    folder = place(config.source)
+    found = [p for p in below(folder) if not any(part.startswith(".") for part in relative(p, folder).split("/"))]
+    rows = [path for path in found if _ends(path)[0] in _ROWS]
+    if not rows or config.format != "auto":
+        return found, []
+    return rows, [path for path in found if path not in set(rows)]
+
+
+def _ends(path: Path) -> tuple[str, str]:
+    """How a file's name ends: for what it holds, and for how that is packed. What a URL asks for (?...) is no part."""
+    name = PurePosixPath(path.name.partition("?")[0] if remote(path) else path.name)
+    packed = name.suffix.lower() if name.suffix.lower() in _PACKED else ""
+    return (name.with_suffix("") if packed else name).suffix.lower(), packed
 
 
 def _guess(path: Path) -> str:
     """The format by file name. Raises UserError for files that are surely not plain text."""
-    suffix = (path.with_suffix("") if path.suffix.lower() in _PACKED else path).suffix.lower()
+    suffix, _ = _ends(path)
     if suffix in _NOT_TEXT:
         raise UserError(f"{path}: {suffix} files are not read as they are: convert them to JSONL, or set data.format")
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffix, "text")
+    return _ROWS.get(suffix, "text")
 
 
 def _unpacked(path: Path) -> Any:
     """The file for reading bytes and lines, unpacked where its name says that it is packed."""
     file = opened(path)
-    if (kind := _PACKED.get(path.suffix.lower())) is None:
+    if (kind := _PACKED.get(_ends(path)[1])) is None:
         return file
     import pyarrow as pa
 
@@ -125,18 +166,20 @@ def _jsonl(path: Path) -> Iterator[Row | UserError]:
             yield (where, value) if isinstance(value, dict) else UserError(f"{where}: not a JSON object")
 
 
-def _parquet(path: Path) -> Iterator[Row | UserError]:
+def _parquet(path: Path, columns: set[str] | None) -> Iterator[Row | UserError]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
         file = pq.ParquetFile(seekable(path))
-        for batch in file.iter_batches(batch_size=1024):
+        there = file.schema_arrow.names
+        wanted = sorted(columns) if columns is not None and columns <= {*there} else None  # else all, to name them
+        for batch in file.iter_batches(batch_size=1024, columns=wanted):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:  # the last: of time zones
         yield UserError(f"{path}: not a readable Parquet file, behind row {number} ({error})")
 
 
@@ -178,7 +221,7 @@ def _document(config: Data, where: str, row: dict[str, Any]) -> Document:
     else:
         pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
     text = _fill(config.text, columns, where) if pieces is None else "".join(pieces)
-    if config.thought and pieces:
+    if config.thought and pieces and not any(columns.get(c, "") is None for c in FIELD.findall(config.thought)):
         thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)}
     name = _value(config.id, columns, where) if config.id else ""
     try:
@@ -200,7 +243,7 @@ def _extract(config: Data, where: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def _fill(template: str, columns: dict[str, Any], where: str) -> str:
-    return _FIELD.sub(lambda match: _value(match.group(1), columns, where), template)
+    return FIELD.sub(lambda match: _value(match.group(1), columns, where), template)
 
 
 def _value(name: str, columns: dict[str, Any], where: str) -> str:

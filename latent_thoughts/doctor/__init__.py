@@ -2,6 +2,7 @@
 
     latent-thoughts doctor RUN [--repair]
 
+A folder of several runs (seeds, an experiment's cells) is looked at run by run, each under its own lock.
 What is damaged is moved to RUN/damaged (in a store: copied there, and removed), so that nothing is lost that somebody
 may want to mend by hand; the command that the run was started with then makes it again. Of a completed stage its
 manifest goes too, and its sound shards stay: they need not be made again. Lines of journals and metrics that are
@@ -25,6 +26,7 @@ from latent_thoughts.teachers.replies import unpacked
 from latent_thoughts.types import InUse, UserError
 
 __all__ = ["Finding", "doctor", "examine"]
+OF_A_RUN = ("recipe.yaml", ".lock")  # a file that the folder of a run has
 
 
 def doctor(run: Path, repair: bool) -> bool:
@@ -32,24 +34,36 @@ def doctor(run: Path, repair: bool) -> bool:
 
     Raises UserError where there is no run, or another process holds the one that is to be repaired.
     """
-    if not any(_stages(run)):
+    runs = _runs(run)
+    if not any(_stages(each) for each in runs):
         raise UserError(f"{run} is no run folder: no stage has been begun in it")
     with contextlib.ExitStack() as stack:
-        held: InUse | None = None
-        try:
-            stack.enter_context(run_lock(run))
-        except InUse as error:
-            if repair:
-                raise
-            held = error
-        found = list(examine(run, held is not None))
+        held = [_hold(stack, each, repair) for each in runs]  # all, before anything is mended
+        return all([_examined(each, repair, by) for each, by in zip(runs, held, strict=True)])
+
+
+def _hold(stack: contextlib.ExitStack, run: Path, repair: bool) -> InUse | None:
+    """Who holds the run, if this process cannot."""
+    try:
+        stack.enter_context(run_lock(run))
+    except InUse as error:
         if repair:
-            for finding in found:
-                if finding.mend is not None:
-                    finding.mend()
+            raise
+        return error
+    return None
+
+
+def _examined(run: Path, repair: bool, held: InUse | None) -> bool:
+    """Shows and mends one run; whether nothing is wrong (any more)."""
+    found = list(examine(run, held is not None))
+    if repair:
+        for finding in found:
+            if finding.mend is not None:
+                finding.mend()
+    if found or _stages(run):  # else it only gathers others
         _show(run, found, repair, held)
-        left = list(examine(run, False)) if repair else found
-        return not any(finding.wrong for finding in left)
+    left = list(examine(run, False)) if repair else found
+    return not any(finding.wrong for finding in left)
 
 
 def examine(run: Path, held: bool) -> Iterator[Finding]:
@@ -66,11 +80,23 @@ def examine(run: Path, held: bool) -> Iterator[Finding]:
             yield Finding(path, what, "removed", lambda path=path: transfer.remove(path), wrong=False)
 
 
+def _runs(folder: Path) -> list[Path]:
+    """The folder, and every run below it."""
+    found = {path.parent for path in places.below(folder) if path.name in OF_A_RUN} - {folder}
+    return [folder, *sorted(each for each in found if _counts(each, folder))]
+
+
 def _stages(run: Path) -> list[Path]:
-    """The folders of stages, those that were set aside for other settings too."""
-    marked = {path.parent for path in places.below(run) if path.name in MARKERS}
-    inside = {folder: Path(places.relative(folder, run)).parts for folder in marked if folder != run}
-    return sorted(f for f, parts in inside.items() if ASIDE not in parts and not any(p.endswith(".tmp") for p in parts))
+    """The folders of stages, those that were set aside for other settings too; not those of runs below."""
+    marked = {path.parent for path in places.below(run) if path.name in MARKERS} - {run}
+    others = _runs(run)[1:]
+    return sorted(f for f in marked if _counts(f, run) and {f, *f.parents}.isdisjoint(others))
+
+
+def _counts(folder: Path, run: Path) -> bool:
+    """Whether it is neither unfinished nor taken away as damaged."""
+    parts = Path(places.relative(folder, run)).parts
+    return ASIDE not in parts and not any(part.endswith(".tmp") for part in parts)
 
 
 def _replies(run: Path, path: Path) -> Iterator[Finding]:
@@ -103,8 +129,10 @@ def _forget(path: Path, keys: list[bytes]) -> None:
 
 def _temporaries(run: Path) -> Iterator[Path]:
     """Files and folders with temporary names, not what lies in such folders."""
+    others = _runs(run)[1:]
     for path in () if places.remote(run) else sorted(run.rglob(".*.tmp")):
-        if not any(places.unfinished(parent) for parent in path.relative_to(run).parents):
+        inside = path.relative_to(run).parents
+        if {*path.parents}.isdisjoint(others) and not any(places.unfinished(parent) for parent in inside):
             yield path
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
 from latent_thoughts.runlog import track
 from latent_thoughts.seals import read_sealed, write_sealed
-from latent_thoughts.store import Stage, stage_key
+from latent_thoughts.store import Stage, base_of, stage_key
 from latent_thoughts.types import Document, Manifest, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
@@ -33,10 +34,14 @@ _SOURCE, _READ = "source-", "read.json"  # what only an unfinished stage holds
 
 
 def initialise(recipe: Recipe, folder: Path) -> Manifest:
-    """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model."""
+    """The initial checkpoint: the base model and its tokenizer with the four tokens, in `folder`/model.
+
+    Raises UserError where what is to be prepared for it is missing: documents must not stay behind that are of another.
+    """
     config = recipe.model.model_dump(exclude={"device", "attention", "allow_pickle"})
     seed = _world_seed(recipe)
-    parts = [config, recipe.seed, seed, recipe.data.source, *_hashes(_model_files(recipe))]
+    parts = [config, recipe.seed, seed, recipe.data.source, *_model_files(recipe)]
+    _look(recipe)
     stage = Stage(folder, "initialise", stage_key("initialise", parts))
     if (manifest := stage.manifest) is not None:
         return manifest
@@ -68,16 +73,22 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
         raise UserError(f"data.source {recipe.data.source} holds no documents")
     for name in read["rows"]:
         stage.remove(_SOURCE + name)
-    manifest = stage.close(list(read["rows"]), dict(counts) | tally.counts("documents"), described)
+    counts = dict(counts) | tally.counts("documents")
+    manifest = stage.close(list(read["rows"]), counts, described, base=base_of(base_manifest))
     stage.remove(_READ)
     return manifest
 
 
 def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Reads the source once and cuts it, in its order, into shards of documents as they came (`source-NAME`), which
-    are tokenised by whichever worker. Returns their `rows` by name, and `counts` of what was left out."""
+    are tokenised by whichever worker. Returns their `rows` by name, and `counts` of what was left out.
+
+    Where a shard that is still needed has been taken away, as a damaged one is, all is read again.
+    """
     if stage.shard(_READ).exists():
-        return read_sealed(stage.shard(_READ), "rows", "counts")
+        known = read_sealed(stage.shard(_READ), "rows", "counts")
+        if all(stage.shard(_SOURCE + n).exists() or stage.done(n) is not None for n in known["rows"]):
+            return known
     rows: dict[str, int] = {}
     counts, numbers = Counter[str](), Counter[str]()
     waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -88,14 +99,19 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         stage.write(_SOURCE + name, waiting[split], SOURCE, {})
         waiting[split] = []
 
-    seen: set[str] = set()
+    for data in recipe.data.parts:
+        if left := readers.left_out(data):
+            names = f"{', '.join(left[:3])}{f' and {len(left) - 3:,} more' if len(left) > 3 else ''}"
+            why = "in a folder that holds JSONL or Parquet nothing else is read (data.format)"
+            print(f"latent-thoughts: {data.source}: {names} left out: {why}", file=sys.stderr)
+    seen = _Seen()
     with track("read", float("inf"), "documents") as advance:
-        for data, document in _documents(recipe, lambda m: _note(counts, [m])):
-            known = document.id in seen
-            seen.add(document.id)
-            if known or not document.text:
-                counts["duplicates" if known else "empty"] += 1
+        for data, found in _documents(recipe, lambda m: _note(counts, [m])):
+            document = seen.new(found)
+            if document is None or not document.text:
+                counts["empty" if document else "duplicates"] += 1
                 continue
+            counts["renamed"] += document.id != found.id
             split = split_of(document, data)
             waiting[split].append(source_row(document))
             if len(waiting[split]) == recipe.data.shard_documents:
@@ -104,9 +120,30 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     for split in SPLITS:
         if waiting[split]:
             flush(split)
-    found = {"rows": rows, "counts": counts}
-    write_sealed(stage.shard(_READ), found)
-    return found
+    told = {"rows": rows, "counts": {name: count for name, count in counts.items() if count}}
+    write_sealed(stage.shard(_READ), told)
+    return told
+
+
+class _Seen:
+    """The texts and names of the documents so far, as hashes of 16 bytes: a corpus may be large."""
+
+    def __init__(self):
+        self.texts, self.names = set[bytes](), set[bytes]()
+
+    def new(self, document: Document) -> Document | None:
+        """The document under a name of its own; None where its text has been there, whatever it was called.
+
+        A world draws its documents from fewer problems, so that texts recur; it holds out by problem.
+        """
+        text, name = (hashlib.sha256(part.encode()).digest()[:16] for part in (document.text, document.id))
+        known = text in self.texts and "split" not in document.meta
+        self.texts.add(text)
+        if known:
+            return None
+        again = name in self.names
+        self.names.add(name)  # two files may both count from 0
+        return replace(document, id=f"{document.id}-{text.hex()}") if again else document
 
 
 def _documents(recipe: Recipe, skipped: Callable[[str], None]) -> Iterator[tuple[Data, Document]]:
@@ -184,20 +221,19 @@ def _world_seed(recipe: Recipe) -> int:
     return recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
 
 
+def _look(recipe: Recipe) -> None:
+    """Raises UserError for sources and evaluation sets that are missing."""
+    for data in recipe.data.parts:
+        readers.files(data)
+    contamination.look(recipe.contamination)
+
+
 def _files(recipe: Recipe) -> list[list[str]]:
     """The sources' files with their hashes: a changed file is prepared anew."""
-    found: list[list[str]] = []
-    for data in recipe.data.parts:
-        scheme, _, rest = data.source.partition(":")
-        found += _hashes(below(place(rest)) if scheme == "disk" else readers.files(data))
-    return found
+    return [file for data in recipe.data.parts for file in readers.hashes(data)]
 
 
-def _model_files(recipe: Recipe) -> list[Path]:
-    """Files of a base model and a tokenizer that are folders or files here."""
+def _model_files(recipe: Recipe) -> list[list[str]]:
+    """Files of a base model and a tokenizer that are folders or files here, with their hashes."""
     names = [name for name in (recipe.model.base, recipe.model.tokenizer) if isinstance(name, str)]
-    return [path for name in names for path in below(place(name))]
-
-
-def _hashes(paths: Sequence[Path]) -> list[list[str]]:
-    return [[str(path), version(path)] for path in paths]
+    return [[str(path), version(path)] for name in names for path in below(place(name))]

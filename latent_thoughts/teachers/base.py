@@ -36,13 +36,13 @@ class Request:
 class Completion:
     """A reply. `finish` is "stop", "length" (the limit cut it off) or the endpoint's word for something else.
 
-    The tokens are those that are paid for, as the teacher counts them.
+    The tokens are those that are paid for, as the teacher counts them; None where it does not say.
     """
 
     text: str
     finish: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)

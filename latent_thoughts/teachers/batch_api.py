@@ -8,6 +8,8 @@ itself; its lines in the error file are told from requests that failed.
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,8 +18,9 @@ from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Answer, Answers, Failure, Notes, Request
-from latent_thoughts.teachers.chat import answer_of
-from latent_thoughts.teachers.openai_client import failure_of, imported, settings
+from latent_thoughts.teachers.chat import answer_of, said
+from latent_thoughts.teachers.openai_client import failure_of, imported, settings, words
+from latent_thoughts.types import UserError
 
 ENDPOINT = "/v1/chat/completions"
 BYTES = 190 * 2**20  # of one input file; OpenAI takes 200 MB
@@ -49,24 +52,35 @@ class BatchTeacher:
 
     def _submit(self, lines: list[bytes]) -> None:
         token = uuid.uuid4().hex
-        file = self.client.files.create(file=(f"{_MARK}-{token}.jsonl", b"".join(lines)), purpose="batch")
+        name = f"{_MARK}-{token}.jsonl"
+        file = _sound(self.client.files.create(file=(name, b"".join(lines)), purpose="batch"))
         self.notes[_NOTE + token] = ""
         batch = self.client.batches.create(
             input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={_MARK: token}
         )
-        self.notes[_NOTE + token] = batch.id
+        self.notes[_NOTE + token] = _sound(batch).id
 
     def _collect(self) -> Iterator[tuple[str, Answer]]:
         """What came of all batches that are noted, as each is over."""
         while noted := [note for note in self.notes if note.startswith(_NOTE)]:
             for note in noted:
                 name = self.notes[note] or self._made(note)
-                batch = self.client.batches.retrieve(name) if name else None
+                batch = self._batch(name) if name else None
                 if batch is None or batch.status in _OVER:
                     yield from self._results(batch) if batch else ()
                     del self.notes[note]  # after its answers are stored
             if any(note in self.notes for note in noted):
                 time.sleep(self.config.poll)
+
+    def _batch(self, name: str) -> Any | None:
+        """None where the endpoint has forgotten it: its questions are asked again."""
+        try:
+            return _sound(self.client.batches.retrieve(name))
+        except imported().NotFoundError as error:
+            if "batch" not in (text := words(error, self.config)).lower():
+                raise
+            print(f"latent-thoughts: batch {name} is gone ({text}): its questions are asked again", file=sys.stderr)
+            return None
 
     def _made(self, note: str) -> str | None:
         """The id of a batch whose maker died before writing it down; None where it was not made."""
@@ -81,19 +95,32 @@ class BatchTeacher:
             yield "", Failure("refused_batch", message, fatal=True)
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
-                for line in self.client.files.content(file).text.splitlines():
-                    if line.strip() and (answer := answer_in(value := json.loads(line))) is not None:
-                        yield value["custom_id"], answer
+                lines = [line for line in self.client.files.content(file).text.split("\n") if line.strip()]
+                yield from (found for line in lines if (found := answer_in(line)) is not None)
 
 
-def answer_in(line: dict[str, Any]) -> Answer | None:
-    """The answer in a line of an output or error file; None where the request was never processed."""
-    response, error = line.get("response"), line.get("error") or {}
-    if error.get("code") in _UNANSWERED:
+def _sound(made: Any) -> Any:
+    """What the client took for a file or a batch. Raises UserError where the endpoint answered with something else."""
+    if not isinstance(getattr(made, "id", None), str):
+        raise UserError(f"the endpoint does not speak the Batch API: it answered {str(made)[:80]!r}")
+    return made
+
+
+def answer_in(line: str) -> tuple[str, Answer] | None:
+    """Key and answer in a line of an output or error file; None where there is none, so that it is asked again: the
+    request was never processed, or the line is not one of ours."""
+    try:
+        value = json.loads(line)
+        key, response, error = value["custom_id"], value.get("response"), value.get("error")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if response is None:
-        return Failure(error.get("code") or "batch_error", error.get("message") or "no reason given")
-    return answer_of(response.get("status_code", 200), response.get("body"))
+    if not re.fullmatch(r"[0-9a-f]{32,}", str(key)):
+        return None
+    if isinstance(response, dict):
+        status = response.get("status_code", 200)
+        return key, answer_of(status if isinstance(status, int) else 0, response.get("body"))
+    code = error.get("code") if isinstance(error, dict) else None
+    return None if code in _UNANSWERED else (key, Failure(str(code or "batch_error"), said(error or "no reason given")))
 
 
 def _sized(requests: Iterator[Request]) -> Iterator[bytes]:

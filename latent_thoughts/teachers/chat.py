@@ -12,32 +12,57 @@ _TOO_LONG = re.compile(r"context[ _](length|window|size)|(maximum|max) (context|
 
 def answer_of(status: int, body: Any) -> Answer:
     """The completion in a response, or the failure that it tells of."""
-    if status != 200:
-        error = body.get("error") if isinstance(body, dict) else None
-        text = str((error or {}).get("message") or body)[:300]
+    if not 200 <= status < 300:
+        text = said(body)
         return Failure(kind_of_status(status, text), text)
     problem = problem_of(body)
     return Failure("broken_reply", problem) if problem else completion_of(body)
+
+
+def said(body: Any) -> str:
+    """The words of an error's body, in whichever of the usual places they stand."""
+    for name in ("error", "detail", "message"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    return " ".join(str(body).split())[:300]
 
 
 def problem_of(body: Any) -> str | None:
     """Why a body is no chat completion; None where it is one."""
     if not isinstance(body, dict):
         return "not a JSON object"
-    if error := body.get("error"):
-        return f"an error in its body: {error.get('message', error) if isinstance(error, dict) else error}"
+    if body.get("error"):
+        return f"an error in its body: {said(body)}"
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return "no choices"
-    return None if isinstance(choices[0].get("message"), dict) else "no message"
+    message = choices[0].get("message")
+    if not isinstance(message, dict):
+        return "no message"
+    return None if isinstance(message.get("content"), str | list | None) else "a message that is no text"
 
 
 def completion_of(body: Any) -> Completion:
-    choice, usage = body["choices"][0], body.get("usage") or {}
-    text = choice["message"].get("content") or choice["message"].get("refusal") or ""
-    counts = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
-    refused = not choice["message"].get("content") and choice["message"].get("refusal")
-    return Completion(text, "refusal" if refused else str(choice.get("finish_reason") or "stop"), *counts)
+    choice, usage = body["choices"][0], body.get("usage")
+    message, finish = choice["message"], str(choice.get("finish_reason") or "stop")[:100]
+    text = _text(message.get("content"))
+    if not text and message.get("refusal"):
+        text, finish = _text(message["refusal"]), "refusal"
+    return Completion(text, finish, *(_count(usage, name) for name in ("prompt_tokens", "completion_tokens")))
+
+
+def _text(content: Any) -> str:
+    """Some endpoints give a text in parts."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _count(usage: Any, name: str) -> int | None:
+    """A number of tokens; None where it is not told, or nothing that it could be."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**40 else None
 
 
 def kind_of_status(status: int, text: str) -> str:

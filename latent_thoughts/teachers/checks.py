@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from latent_thoughts.data.contamination import words
 from latent_thoughts.data.tokenizer import CONTROL_TOKENS
 from latent_thoughts.teachers.base import Completion
 
-NAMES = ("refusal", "empty", "cut", "loop", "copied", "control")
+NAMES = ("unencodable", "refusal", "empty", "cut", "loop", "copied", "control")
 
 _DECLINES = r"(can\ ?not|can['’]t|won['’]t|will\ not|am\ unable|am\ not\ able|must\ decline)"
 # How chat models open when they decline. A text about someone who is sorry, or a proof of what cannot be, is none.
@@ -35,9 +35,12 @@ COPY_WORDS = 8  # in a row that count as copied
 COPY_SHARE = 0.8  # of the text's runs of words that a reply may repeat
 
 
-def fault(reply: Completion, original: str) -> str | None:
-    """The name of the first check that a reply to `original` fails, None for a good one."""
+def fault(reply: Completion, original: str, takes: Callable[[str], bool] = lambda text: True) -> str | None:
+    """The name of the first check that a reply to `original` fails, None for a good one. `takes` tells whether the
+    model's tokenizer can encode a text; where it cannot, no policy could accept the reply, so this comes first."""
     text = reply.text.strip()
+    if not takes(text):
+        return "unencodable"
     if reply.finish in ("refusal", "content_filter") or _REFUSAL.match(text):
         return "refusal"
     if not text:

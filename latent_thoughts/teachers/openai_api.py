@@ -1,7 +1,7 @@
 """Any endpoint that speaks OpenAI's chat completions, through the `openai` client and its own retries.
 
-A 200 that holds no completion (half a JSON, an error in its body) is raised inside the HTTP client, where those
-retries see it like a broken connection. So there is one loop of retries, with pauses that grow, jitter, and
+A success that holds no completion (half a JSON, nothing at all, an error in its body) is raised inside the HTTP client,
+where those retries see it like a broken connection. So there is one loop of retries, with pauses that grow, jitter, and
 Retry-After honoured.
 """
 
@@ -71,13 +71,16 @@ class OpenAITeacher:
                 self.loop.run_until_complete(asyncio.wait(under_way))
 
     async def _one(self, request: Request) -> tuple[str, Answer]:
+        import httpx2
+
         _tokens.set(request.prompt_tokens + request.max_tokens)
         try:
-            # Through `post`: the typed `create` spends as much time again on validating what it sends and gets.
-            body = await self.client.post("/chat/completions", body=request.payload, cast_to=object)
+            # Through `post`: the typed `create` spends as much time again on validating what it sends and gets. As the
+            # response itself: what is JSON is JSON, whatever its header calls it.
+            response = await self.client.post("/chat/completions", body=request.payload, cast_to=httpx2.Response)
         except imported().OpenAIError as error:
             return request.key, failure_of(error, self.config)
-        return request.key, completion_of(body)
+        return request.key, completion_of(json.loads(response.content))
 
     async def _pace(self, _: Any) -> None:
         for limiter, counts_tokens in self.limits:
@@ -91,12 +94,12 @@ class OpenAITeacher:
 async def _insist_on_a_completion(response: Any) -> None:
     import httpx2
 
-    if response.status_code != 200:
+    if not response.is_success:
         return
     content = await response.aread()
     try:
         problem = problem_of(json.loads(content))
-    except ValueError:
+    except (ValueError, RecursionError):
         problem = f"not JSON: {content[:80]!r}"
     if problem:
         raise httpx2.RemoteProtocolError(problem, request=response.request)

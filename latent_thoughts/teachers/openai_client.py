@@ -7,7 +7,7 @@ from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Failure
-from latent_thoughts.teachers.chat import kind_of_status
+from latent_thoughts.teachers.chat import kind_of_status, said
 from latent_thoughts.types import UserError
 
 _OWN = "https://api.openai.com/v1"
@@ -40,11 +40,14 @@ def failure_of(error: Any, config: Config) -> Failure:
     """What an error of the client means."""
     openai = imported()
     where = config.base_url or _OWN
-    text = _without_key(_message(error), config)
+    text = words(error, config)
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return Failure("refused_key", f"{where} refuses the key in {config.key_env}: {text}", fatal=True)
-    if isinstance(error, openai.NotFoundError):
+    if isinstance(error, openai.NotFoundError) and "model" in text.lower():
         return Failure("unknown_model", f"{where} does not know model {config.model}: {text}", fatal=True)
+    if isinstance(error, openai.NotFoundError):
+        remedy = "correct synthesize.teacher.base_url, which often ends in /v1, or synthesize.teacher.model"
+        return Failure("not_found", f"{where} answers 404 ({text}): {remedy}", fatal=True)
     if isinstance(error, openai.RateLimitError):
         no_money = getattr(error, "code", None) == "insufficient_quota"
         return Failure("no_quota" if no_money else "rate_limit", text, fatal=no_money)
@@ -68,10 +71,9 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _message(error: Exception) -> str:
-    body = getattr(error, "body", None)
-    inner = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(inner or error).split())[:300]
+def words(error: Any, config: Config) -> str:
+    """What the endpoint said, without the key."""
+    return _without_key(said(getattr(error, "body", None) or error), config)
 
 
 def _without_key(text: str, config: Config) -> str:

@@ -33,13 +33,15 @@ CREATE TABLE IF NOT EXISTS replies (
   finish TEXT NOT NULL,
   text BLOB NOT NULL           -- zlib
 );
-CREATE TABLE IF NOT EXISTS failures (
-  key BLOB PRIMARY KEY,        -- of this run alone: what failed in an earlier one is asked again
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TEMP TABLE failures (
+  key BLOB PRIMARY KEY,        -- of this run alone, and not in the file: what failed in an earlier one is asked again
   kind TEXT NOT NULL,
   message TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+WAIT = 60.0  # seconds for another process that writes
 
 
 @contextlib.contextmanager
@@ -48,7 +50,7 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
     file = places.bench(path) / path.name if places.remote(path) else path
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=60)) as connection:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=WAIT)) as connection:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -60,6 +62,8 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
                 replies.sync(at_once=True)
         transfer.forget(path)
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise UserError(f"the store of replies {path} is in use by another process: run again later") from None
         raise UserError(f"the store of replies {path} cannot be used ({error}): move it away, or mend it") from None
 
 
@@ -73,7 +77,6 @@ class Replies:
             self._sql("DELETE FROM notes")
             self._sql("INSERT INTO notes SELECT * FROM other.notes")
             self._sql("DETACH other")
-        self._sql("DELETE FROM failures")
         self._failed = False  # whether anything has, in this run
         self.notes: MutableMapping[str, str] = _Notes(connection, lambda: self.sync(at_once=True))
 
@@ -107,13 +110,15 @@ class Replies:
         """Keeps an answer. A reply that is there already stays as it is."""
         if isinstance(answer, Failure):
             self._failed = True
-            self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, answer.message))
+            message = answer.message.encode("utf-8", "backslashreplace").decode()  # an endpoint's words: any
+            self._sql("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (_raw(key), answer.kind, message))
             return
         text = zlib.compress(
             answer.text.encode("utf-8", "surrogatepass"), 1
         )  # its fastest; short texts gain little more
-        usage = (answer.prompt_tokens, answer.completion_tokens)
-        values = (_raw(key), self.stage, self.stage, time.time(), *usage, answer.finish, text)
+        usage = (answer.prompt_tokens or 0, answer.completion_tokens or 0)
+        finish = answer.finish.encode("utf-8", "backslashreplace").decode()
+        values = (_raw(key), self.stage, self.stage, time.time(), *usage, finish, text)
         self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         self.sync()
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from latent_thoughts.config import Data, World
 from latent_thoughts.data import readers
+from latent_thoughts.places import place
 from latent_thoughts.types import Document, UserError
 
 ROWS = [{"text": "One.\nTwo."}, {"text": "ä 𝄞\t\r\nend"}, {"text": "last"}]
@@ -50,6 +51,24 @@ def test_parquet(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.parquet") == TEXTS
 
 
+@pytest.mark.parametrize(
+    "other",
+    [pa.array([1, 2**62], pa.timestamp("us")), pa.array([1, 2], pa.timestamp("us", tz="Foo/Bar"))],
+    ids=["far", "nowhere"],
+)
+def test_columns_that_are_not_needed_are_not_read(tmp_path: Path, other: Any) -> None:
+    """A time that Python has no value for cost the rows behind it."""
+    pq.write_table(pa.table({"t": other, "text": ["one", "two"], "z": ["a", "b"]}), tmp_path / "a.parquet")
+    pattern = {"z": "(?P<found>.)"}
+    assert texts(tmp_path / "a.parquet") == ["one", "two"]
+    assert texts(tmp_path / "a.parquet", text="{text}{found}", extract=pattern, id="z") == ["onea", "twob"]
+    with pytest.raises(UserError, match=r"a\.parquet.*not a readable Parquet file"):
+        list(readers.rows(Data(source=str(tmp_path / "a.parquet"))))
+    pq.write_table(pa.table({"body": ["one"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"no column text \(there are: body, n\)"):
+        read(tmp_path / "a.parquet")
+
+
 def test_a_text_file_is_one_document_to_the_byte(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n")
     assert texts(tmp_path / "a.txt") == ["one\r\ntwo\rthree\n"]
@@ -58,10 +77,25 @@ def test_a_text_file_is_one_document_to_the_byte(tmp_path: Path) -> None:
 def test_a_folder_is_read_in_order_of_names_whatever_its_files_are(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     jsonl(tmp_path / "sub" / "b.jsonl", ROWS[:2])
-    (tmp_path / "c.txt").write_text("text")
     pq.write_table(pa.Table.from_pylist(ROWS[2:]), tmp_path / "a.parquet")
-    (tmp_path / ".hidden").write_text("no")
-    assert texts(tmp_path) == ["last", "text", *TEXTS[:2]]
+    assert texts(tmp_path) == ["last", *TEXTS[:2]]
+
+
+def test_what_else_lies_in_a_folder_is_not_read(tmp_path: Path) -> None:
+    """As a clone of a repository of data has it, or what Spark wrote."""
+    for name in (".git/HEAD", ".cache/huggingface/a.jsonl.metadata", ".hidden.jsonl", "sub/.cache/b.jsonl"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("no")
+    for name in ("README.md", "_SUCCESS", "sub/notes.txt"):
+        (tmp_path / "data" / name).write_text("text")
+    source = Data(source=str(tmp_path / "data"))
+    assert texts(tmp_path / "data") == ["text"] * 3 and readers.left_out(source) == []
+    jsonl(tmp_path / "data" / "sub" / "a.jsonl", ROWS)
+    assert texts(tmp_path / "data") == TEXTS
+    assert readers.left_out(source) == ["README.md", "_SUCCESS", "sub/notes.txt"]
+    assert len(texts(tmp_path / "data", format="text")) == 4
+    assert texts(tmp_path / "data" / ".hidden.jsonl", format="text") == ["no"]  # whom one names is meant
+    assert readers.left_out(Data(source="world:castle")) == readers.left_out(Data(source=str(tmp_path / "*"))) == []
 
 
 def test_a_glob_takes_files_alone(tmp_path: Path) -> None:
@@ -93,6 +127,18 @@ def pack(path: Path, content: bytes) -> Path:
     with pa.CompressedOutputStream(str(path), PACKED[path.suffix]) as file:
         file.write(content)
     return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.zst", "a.jsonl.bz2"])
+def test_a_packed_file_of_no_bytes_was_cut(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(it is empty"):
+        read(tmp_path / name)
+
+
+def test_what_a_url_asks_for_is_no_part_of_a_name() -> None:
+    path = place("https://host/a.jsonl.gz?download=true")
+    assert readers._ends(path) == (".jsonl", ".gz") and readers._guess(path) == "jsonl"
 
 
 @pytest.mark.parametrize("suffix", PACKED)
@@ -167,6 +213,27 @@ def test_templates_extraction_pieces_and_thought(tmp_path: Path) -> None:
     assert document.pieces == ("2 and 3? (3)\n", "The answer is 5.")
     assert document.text == "2 and 3? (3)\nThe answer is 5."
     assert document.thoughts == {1: "Add {them}: 2+3=5"}
+
+
+def test_columns_of_any_name(tmp_path: Path) -> None:
+    row = {"my-text": "one", "a b": "two", "q.t": 3, "é": "four"}
+    path = jsonl(tmp_path / "a.jsonl", [row])
+    assert texts(path, text="{my-text} {a b} {q.t} {é} {{é}}") == ["one two 3 four {four}"]
+    for name in ("my_text", "q.u", " é"):
+        with pytest.raises(UserError, match=rf"no column {name} \(there are: my-text, a b, q.t, é\)"):
+            read(path, text=f"a {{{name}}}")
+
+
+@pytest.mark.parametrize("settings", [{"text": "text"}, {"pieces": ["a", "b"]}, {"pieces": ["{a}"], "thought": "a"}])
+def test_a_template_without_a_column_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{list(settings)[-1]} names no column"):
+        Data(**settings)
+
+
+def test_a_row_whose_thought_is_null_has_none(tmp_path: Path) -> None:
+    rows = [{"a": "x", "z": None}, {"a": "y", "z": "so"}, {"a": "y", "z": ""}]
+    found = read(jsonl(tmp_path / "a.jsonl", rows), pieces=["{a}"], thought="{z}")
+    assert [d.thoughts for d in found] == [{}, {0: "so"}, {0: ""}]
 
 
 def test_a_template_is_filled_once() -> None:
@@ -255,7 +322,7 @@ def test_files_that_are_not_what_they_are_called_are_named_or_skipped(tmp_path: 
     torn = bytearray((tmp_path / "c.parquet").read_bytes())
     torn[100:400] = bytes(300)
     (tmp_path / "c.parquet").write_bytes(torn)
-    (tmp_path / "d.txt").write_text("good")
+    jsonl(tmp_path / "d.jsonl", [{"text": "good"}])
     for name, reason in (
         ("a.parquet", "not a readable Parquet"),
         ("b.txt", "not UTF-8"),
@@ -265,7 +332,7 @@ def test_files_that_are_not_what_they_are_called_are_named_or_skipped(tmp_path: 
             read(tmp_path / name)
     skipped: list[str] = []
     assert [d.text for d in read(tmp_path, skipped, malformed="skip")][-1] == "good"
-    assert len(skipped) == 3
+    assert len(skipped) == 2
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.csv.gz", "rows.jsonl.xz"])

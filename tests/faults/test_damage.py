@@ -7,7 +7,10 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ import pytest
 
 from latent_thoughts import cli, transfer
 from latent_thoughts.config import Recipe, resolve
-from latent_thoughts.doctor import examine
+from latent_thoughts.data import records
+from latent_thoughts.doctor import doctor, examine
 from latent_thoughts.doctor.stages import StageFolder
-from latent_thoughts.em import em
+from latent_thoughts.em import Run, em
 from latent_thoughts.stages import prepare as preparing
 from latent_thoughts.store import Journal, Stage, read_manifest, read_rows
 from latent_thoughts.types import UserError
@@ -180,6 +184,24 @@ def test_any_bit_of_an_unfinished_shard(tmp_path: Path) -> None:
     assert refused > len(content) / 3 / 2
 
 
+def test_a_shard_that_gives_fewer_rows_than_it_has_is_refused(tmp_path: Path) -> None:
+    """A bit of its footer, in the number of rows of the row group, is all it takes."""
+    stage = Stage(tmp_path, "x", "k" * 64)
+    chunk = {"start": 0, "text": "x", "ids": [1, 2], "target": True, "thoughts": [[1, 2], [3]]}
+    rows = [{"id": str(n), "source": "raw", "meta": "{}", "chunks": [chunk]} for n in range(20)]
+    stage.write("a.parquet", rows, records.DOCUMENTS, {})
+    content, why = (tmp_path / "a.parquet").read_bytes(), Counter[str]()
+    for place in range(len(content) // 2, len(content) * 2 // 3):
+        changed = bytearray(content)
+        changed[place] ^= 8
+        (tmp_path / "a.parquet").write_bytes(changed)
+        try:
+            assert stage.rows("a.parquet") == rows, place
+        except UserError as error:
+            why["rows" if "of 20 rows)" in str(error) else "other"] += 1
+    assert why["rows"] and why["other"]
+
+
 REPAIRED: list[tuple[str, str, Callable[[Path, Path], None]]] = [
     ("finished", "prepare/corpus-00000.parquet", flipped),
     ("finished", "iter_01/sample/posterior-00000.parquet", emptied),
@@ -268,7 +290,6 @@ def test_a_marker_is_written_anew_from_what_lies_there(runs: dict[str, Path], tm
 
 
 def test_damaged_lines_and_replies_are_left_out(tmp_path: Path) -> None:
-    from latent_thoughts.doctor import doctor
     from latent_thoughts.teachers.base import Completion
     from latent_thoughts.teachers.replies import opened
 
@@ -299,6 +320,51 @@ def test_damaged_lines_and_replies_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "replies.sqlite").write_bytes(b"no database at all, of some length" * 200)
     assert doctor(tmp_path, repair=True)
     assert (tmp_path / "damaged" / "replies.sqlite").exists() and not (tmp_path / "replies.sqlite").exists()
+
+
+def test_a_folder_of_several_runs_is_looked_at_run_by_run(runs: dict[str, Path], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(runs["finished"], tmp_path / f"seed_{seed}")
+    (tmp_path / "recipe.yaml").write_bytes((tmp_path / "seed_0" / "recipe.yaml").read_bytes())
+    assert doctor(tmp_path, repair=False)
+    work = tmp_path / "seed_0" / "prepare" / ".corpus-00009.parquet.abc.tmp"
+    work.write_text("being written")
+    (tmp_path / "seed_1" / "replies.sqlite").write_bytes(b"no database at all" * 500)
+    (tmp_path / "seed_1" / "results.json").write_text("{")
+    holder = "import sys, time, pathlib as p; from latent_thoughts.store import run_lock\n"
+    holder += "with run_lock(p.Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holder, tmp_path / "seed_0"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        with pytest.raises(UserError, match="seed_0 is in use by process"):
+            doctor(tmp_path, repair=True)
+        assert not doctor(tmp_path, repair=False)
+        child.kill()
+    assert work.exists() and (tmp_path / "seed_1" / "replies.sqlite").exists()
+    assert doctor(tmp_path, repair=True) and not work.exists()
+    aside = {path.name for path in (tmp_path / "seed_1" / "damaged").iterdir()}
+    assert aside == {"replies.sqlite", "results.json"} and not (tmp_path / "damaged").exists()
+
+
+def test_a_damaged_source_of_an_unfinished_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(recipe(), tmp_path)
+    whole, write = run.prepare(), preparing.Shards._write
+    shutil.rmtree(run.prepared)
+
+    def write_but(self: Any, unit: str, *more: Any) -> None:
+        if unit.startswith("corpus"):
+            raise KeyboardInterrupt
+        write(self, unit, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing.Shards, "_write", write_but)
+        with pytest.raises(KeyboardInterrupt):
+            run.prepare()
+    source = next(run.prepared.glob("source-corpus-*"))
+    cut(source, source)
+    with pytest.raises(UserError, match="source-corpus-.* is damaged"):
+        run.prepare()
+    assert doctor(tmp_path, repair=True)
+    assert run.prepare() == whole and not list(run.prepared.glob("source-*"))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from latent_thoughts.config import Recipe, resolve
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import CONTROL_TOKENS, Codec
+from latent_thoughts.em.run import Run
 from latent_thoughts.model import load_tokenizer
 from latent_thoughts.stages.prepare import SPLITS, initialise, prepare, split_of
+from latent_thoughts.store import read_manifest, same_base
 from latent_thoughts.types import Document, Manifest, UserError
 
 TINY = {
@@ -130,6 +132,34 @@ def test_held_out_documents_may_come_from_a_source_of_their_own(values: dict[str
     assert len(prepared(resolve(values), tmp_path / "run")["held_out"]) == 2
 
 
+def test_what_repeats_is_told_by_its_text_and_nothing_is_lost_to_its_name(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Files that all count from 0, and texts that come again under another name, held-out ones among them."""
+    for name, texts in {"a": TEXTS, "b": [f"Another {text}" for text in TEXTS[:9]], "c": TEXTS[5:8]}.items():
+        rows = [{"id": n, "text": text} for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"] |= {"source": str(tmp_path / "[ab].jsonl"), "held_out_source": str(tmp_path / "c.jsonl"), "id": "id"}
+    manifest, documents = run(resolve(values), tmp_path / "run"), prepared(resolve(values), tmp_path / "run")
+    found = texts_of(documents)
+    assert found["held_out"] == set(TEXTS[5:8])
+    assert found["warm_start"] | found["corpus"] == {*TEXTS[:5], *TEXTS[8:], *(f"Another {text}" for text in TEXTS[:9])}
+    assert (manifest.counts["duplicates"], manifest.counts["renamed"]) == (3, 9)
+    names = [d.id for part in documents.values() for d in part]
+    assert len(set(names)) == len(names) == 129 and {"0", "1", "2", "119"} <= set(names)
+    again = prepared(resolve(values), tmp_path / "again")
+    assert {s: [d.id for d in part] for s, part in documents.items()} == {
+        s: [d.id for d in part] for s, part in again.items()
+    }
+
+
+def test_a_world_may_repeat_itself(values: dict[str, Any], tmp_path: Path) -> None:
+    values["data"] = {"source": "world:castle", "world": {"documents": 400, "teacher_documents": 0}}
+    values["model"]["tokenizer"] = "world"
+    counts = run(resolve(values), tmp_path / "run").counts
+    assert counts["corpus_documents"] == 400 and not {"duplicates", "renamed"} & counts.keys()
+
+
 def test_a_world_holds_out_its_own(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="a world holds out problems of its own"):
         resolve({"data": {"source": "world:castle", "held_out_source": "b.jsonl"}})
@@ -181,6 +211,18 @@ def test_a_tokenizer_that_changes_the_text_is_refused_or_its_documents_skipped(
     assert sum(manifest.counts.get(f"{split}_documents", 0) for split in SPLITS) == 1
 
 
+def test_what_is_left_of_a_folder_is_said(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    jsonl(tmp_path / "set" / "a.jsonl", TEXTS)
+    for name in ("README.md", "_SUCCESS", "b.txt", "c.txt"):
+        (tmp_path / "set" / name).write_text("x")
+    values["data"]["source"] = str(tmp_path / "set")
+    assert len(set.union(*texts_of(prepared(resolve(values), tmp_path / "run")).values())) == len(TEXTS)
+    assert "set: README.md, _SUCCESS, b.txt and 1 more left out" in capsys.readouterr().err
+
+
 def test_a_source_without_documents_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ["", ""])
     with pytest.raises(UserError, match="holds no documents"):
@@ -200,8 +242,8 @@ def test_oracle_thoughts_stand_aside_at_their_chunk(values: dict[str, Any], tmp_
     by_question = {"".join(c.text for c in d.chunks).split("?")[0]: d for d in found.values()}
     first, second, third = by_question["What is it"], by_question["T. And this"], by_question["T. And nothing"]
     assert all(chunk.text for d in found.values() for chunk in d.chunks)
-    assert len(first.chunks) == 3 and records.oracle(first) == {2: "because"}
-    assert first.target == (False, False, True)
+    assert len(first.chunks) == 3 and records.oracle(first) == {1: "because"}  # before all of a piece that is split
+    assert first.target == (False, True, False)
     assert len(second.chunks) == 3 and records.oracle(second) == {2: "so"}
     assert records.oracle(third) == {}
 
@@ -227,6 +269,33 @@ def test_another_setting_makes_a_new_stage(values: dict[str, Any], tmp_path: Pat
     second = run(resolve(values, [override]), tmp_path / "run")
     assert first.key != second.key
     assert run(resolve(values), tmp_path / "run") == first
+
+
+def test_documents_of_another_base_model_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    """Where a stage is forgotten, its ids would mean other words to the model."""
+    values["data"] = {"source": "world:castle", "world": {"documents": 40, "teacher_documents": 20}}
+    values["model"]["tokenizer"] = "world"
+    values["chunking"] = {"mode": "pieces", "thoughts": "last"}
+    first, other = resolve(values), resolve(values, ["model.dtype=bfloat16"])
+    made = Run(first, tmp_path / "run")
+    assert made.prepare().base == made.synthesize().base == read_manifest(made.base).key
+    initialise(other, made.base)
+    with pytest.raises(UserError, match="documents of prepare are of another base model: run prepare again"):
+        Run(other, made.folder).synthesize()
+    with pytest.raises(UserError, match="documents of synthesize are of another base model: run synthesize again"):
+        same_base(read_manifest(made.base), read_manifest(made.synthesized("oracle")))
+    Run(other, made.folder).prepare()
+    Run(other, made.folder).synthesize()
+
+
+@pytest.mark.parametrize("override", ["data.source=none.jsonl", "contamination.sets={a: none.jsonl}"])
+def test_a_base_model_is_not_made_anew_where_its_documents_cannot_be(
+    values: dict[str, Any], tmp_path: Path, override: str
+) -> None:
+    first = run(resolve(values), tmp_path / "run")
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        run(resolve(values, ["model.dtype=bfloat16", override]), tmp_path / "run")
+    assert read_manifest(tmp_path / "run" / "base").key == first.base
 
 
 def test_a_changed_source_file_makes_a_new_stage(values: dict[str, Any], tmp_path: Path) -> None:

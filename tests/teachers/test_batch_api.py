@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from batches import Batches
+from loopback import Loopback, error
 from test_openai_api import thoughts
 
 from latent_thoughts.teachers import batch_api
+from latent_thoughts.teachers.base import Failure
 from latent_thoughts.teachers.replies import opened
 from latent_thoughts.types import UserError
 
@@ -118,6 +120,48 @@ def test_a_process_that_dies_finds_its_batch_again(make: Any, monkeypatch: pytes
     assert len(thoughts(run)) == 60
     with opened(run.folder / "replies.sqlite", "s") as replies:
         assert not list(replies.notes)
+
+
+def test_a_batch_that_is_gone_is_asked_again(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    class Forgetful(Batches):
+        def _batches(self, method: str, path: str, *more: Any) -> tuple[int, bytes]:
+            if path.endswith("batch_old"):
+                return 404, json.dumps(error("No batch found with id 'batch_old'.")).encode()
+            return super()._batches(method, path, *more)
+
+    with Forgetful() as server:
+        run = make(server.url, *SETTINGS)
+        with opened(run.folder / "replies.sqlite", "s") as replies:
+            replies.notes["batch abc"] = "batch_old"
+        assert run.synthesize().counts["kept"] == 60
+    assert "batch batch_old is gone (No batch found with id 'batch_old'.): its questions" in capfd.readouterr().err
+    with opened(run.folder / "replies.sqlite", "s") as replies:
+        assert not list(replies.notes)
+
+
+def test_a_server_that_knows_no_batches(make: Any) -> None:
+    with Loopback() as server, pytest.raises(UserError, match=r"answers 404 \(.*base_url"):
+        make(server.url, *SETTINGS).synthesize()
+
+
+KEY = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("{", None), ("[1]", None), ("[" * 100_000, None), ('{"custom_id": 5}', None), ('{"custom_id": "mine"}', None),
+        ({"response": {"status_code": 404, "body": {"error": "no model"}}}, Failure("bad_request", "no model")),
+        ({"response": {"status_code": 500, "body": "oops"}}, Failure("server_error", "oops")),
+        ({"response": {"status_code": "x", "body": "oops"}}, Failure("bad_request", "oops")),
+        ({"response": {"status_code": 200, "body": None}}, Failure("broken_reply", "not a JSON object")),
+        ({"response": None, "error": "boom"}, Failure("batch_error", "boom")),
+        ({"error": {"code": "batch_expired"}}, None),
+    ],
+)  # fmt: skip
+def test_lines_of_all_kinds(line: Any, answer: Any) -> None:
+    text = line if isinstance(line, str) else json.dumps({"custom_id": KEY, **line})
+    assert batch_api.answer_in(text) == (answer and (KEY, answer))
 
 
 def test_a_refused_key(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

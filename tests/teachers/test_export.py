@@ -91,6 +91,25 @@ def test_what_cannot_be_exported(finished: Run, tmp_path: Path) -> None:
         written(finished, tmp_path / "x", "csv")
 
 
+def test_no_folder_is_lost_to_a_dataset(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(finished, tmp_path / "out", "dataset")
+    written(finished, tmp_path / "out", "dataset")  # an earlier one is replaced
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "free").mkdir()
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "README.md").write_text("mine")
+    monkeypatch.chdir(finished.folder)
+    for target, why in (("../out", "holds notes.txt"), (".", "holds base"), ("../papers", "is no dataset")):
+        with pytest.raises(UserError, match=f"^{target} {why}, and would be lost: name a folder"):
+            written(finished, Path(target), "dataset")
+        with pytest.raises(UserError, match="is a folder: name a file"):
+            written(finished, Path(target), "jsonl")
+    with pytest.raises(UserError, match="is a file: name a folder"):
+        written(finished, Path("recipe.yaml"), "dataset")
+    assert (finished.prepared / "manifest.json").exists()
+    assert written(finished, tmp_path / "free", "dataset") == 20
+
+
 @given(st.lists(st.tuples(st.text(), st.sampled_from(["", " ", "\n\n"]), st.none() | st.text()), max_size=6))
 def test_chunks_find_their_places_in_the_text(parts: list[tuple[str, str, str | None]]) -> None:
     """White space that the chunks leave out is not lost, and thoughts stay with their chunks."""

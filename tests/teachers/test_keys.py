@@ -14,7 +14,8 @@ import yaml
 from loopback import Body, Loopback, error, plain_reply
 
 from latent_thoughts import cli
-from latent_thoughts.config import load_recipe
+from latent_thoughts.config import load_recipe, resolve
+from latent_thoughts.types import UserError
 
 KEY = "sk-planted-0f9e8d7c6b5a"
 
@@ -35,6 +36,31 @@ def everything(folder: Path) -> dict[str, str]:
                     ]
                     found[f"{path} {table}"] = str(cells)
     return found
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"key_env": KEY},
+        {"key_env": "hf_planted0f9e8d7c6b5a"},
+        {"parameters": {"api_key": KEY}},
+        {"parameters": {"extra": [{"Authorization": KEY}]}},
+        {"base_url": f"https://h/v1?sig={KEY}"},
+        {"base_url": f"https://h/v1?code={KEY}"},
+        {"base_url": f"  https://me:{KEY}@h/v1"},
+        {"base_url": f"https://h/v1;token={KEY}"},
+    ],
+)
+def test_a_key_in_a_recipe_is_refused_and_not_repeated(teacher: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"synthesize\.teacher\.(key_env|parameters|base_url)") as caught:
+        resolve({"synthesize": {"teacher": teacher}})
+    assert "planted" not in str(caught.value)
+
+
+def test_what_only_resembles_a_key_is_taken() -> None:
+    parameters = {"top_p": 0.9, "stop_token_ids": [1], "prompt_cache_key": "a", "skip_special_tokens": True}
+    teacher = {"parameters": parameters, "key_env": "MY_KEY_2", "base_url": "http://127.0.0.1:8000/v1?design=1"}
+    assert resolve({"synthesize": {"teacher": teacher}}).synthesize.teacher.parameters == parameters
 
 
 def test_a_key_is_nowhere(

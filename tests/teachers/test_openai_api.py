@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from loopback import FAULTS, Loopback, completion, plain_reply
+from loopback import FAULTS, Body, Loopback, _answer, completion, plain_reply
 
 from latent_thoughts.data import records
 from latent_thoughts.em import Run
@@ -186,6 +186,44 @@ def test_what_cannot_work_is_said_in_one_line(
         make(server.url, *overrides).synthesize()
     assert "\n" not in str(caught.value) and "sk-secret" not in str(caught.value)
     assert len(server.asked) < 60  # it does not go on asking
+
+
+class Odd(Loopback):
+    """Answers every question with this."""
+
+    def __init__(self, status: int, content: bytes, kind: str = "application/json"):
+        super().__init__()
+        self.status, self.content, self.kind = status, content, kind
+
+    async def _faulty(self, reader: Any, writer: Any, body: Body) -> None:
+        _answer(writer, self.status, self.content, {"Content-Type": self.kind})
+
+
+GOOD = completion("It follows, step by step, from all that is known.")
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "kind", "message"),
+    [
+        (202, b'{"status": "queued"}', "application/json", "answered with no choices"),
+        (204, b"", "application/json", "answered with not JSON"),
+        (200, b"[" * 200_000, "application/json", "answered with not JSON"),
+        (200, json.dumps(GOOD).replace('"It f', '5, "x": "').encode(), "application/json", "a message that is no text"),
+        (404, b'{"detail": "Not Found"}', "application/json", r"answers 404 \(Not Found\): correct .*base_url"),
+        (404, b"<html>nothing here", "text/html", r"answers 404 \(<html>nothing here\): correct .*base_url"),
+        (400, b'{"error": "bad \\ud83d"}', "application/json", r"bad \\ud83d"),
+    ],
+)
+def test_odd_answers_are_failures_in_one_line(make: Any, status: int, content: bytes, kind: str, message: str) -> None:
+    with Odd(status, content, kind) as server, pytest.raises(UserError, match=message) as caught:
+        make(server.url, "synthesize.teacher.retries=0", "data.limit=1").synthesize()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 201])
+def test_a_completion_is_one_whatever_its_header_calls_it(make: Any, status: int) -> None:
+    with Odd(status, json.dumps(GOOD).encode(), "text/plain") as server:
+        assert make(server.url, "data.limit=1").synthesize().counts["kept"] == 3
 
 
 def test_an_endpoint_that_is_down(make: Any) -> None:

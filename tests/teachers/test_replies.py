@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latent_thoughts.store import fingerprint
+from latent_thoughts.teachers import replies as module
 from latent_thoughts.teachers.base import Completion, Failure
 from latent_thoughts.teachers.replies import Replies, opened
 from latent_thoughts.types import UserError
@@ -43,6 +46,29 @@ def test_failures_are_of_one_run_alone(tmp_path: Path) -> None:
         assert replies.get(key(1)) == Failure("timeout", "silent")
     with opened(tmp_path / "r.sqlite", "s") as replies:
         assert replies.get(key(1)) is None
+
+
+def test_two_runs_on_one_store_leave_each_others_failures_alone(tmp_path: Path) -> None:
+    with opened(tmp_path / "r.sqlite", "a") as one:
+        one.put(key(1), Failure("timeout", "silent \ud83d"))
+        with opened(tmp_path / "r.sqlite", "b") as other:
+            assert other.get(key(1)) is None
+        assert one.get(key(1)) == Failure("timeout", "silent \\ud83d")
+
+
+def test_a_store_that_another_process_writes_is_not_told_to_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT", 0.1)
+    with opened(tmp_path / "r.sqlite", "s"):
+        pass
+    with contextlib.closing(sqlite3.connect(tmp_path / "r.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with (
+            pytest.raises(UserError, match=r"r\.sqlite is in use by another process: run again later"),
+            opened(tmp_path / "r.sqlite", "s") as replies,
+        ):
+            replies.put(key(1), said(1))
 
 
 def test_what_was_paid_is_counted_by_stage(tmp_path: Path) -> None:

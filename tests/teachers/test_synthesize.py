@@ -17,10 +17,14 @@ from test_openai_api import thoughts
 
 from latent_thoughts import cli
 from latent_thoughts.approve import approval
-from latent_thoughts.config import resolve
+from latent_thoughts.config import Chunking, resolve
 from latent_thoughts.data import records
+from latent_thoughts.data.tokenizer import Codec, word_tokenizer
 from latent_thoughts.em import em
 from latent_thoughts.stages.synthesize.asking import Estimate
+from latent_thoughts.stages.synthesize.writing import taker
+from latent_thoughts.teachers import checks
+from latent_thoughts.teachers.base import Completion
 from latent_thoughts.types import UserError
 
 
@@ -65,6 +69,32 @@ def test_policies(
         assert sum("sorry" in text for text in found.values()) == (20 if "accept" in str(overrides) else 0)
 
 
+@pytest.mark.parametrize("method", ["latent_thoughts", "wrap_cot"])
+def test_a_reply_that_no_tokenizer_takes_is_asked_again(make: Any, method: str) -> None:
+    """A lone surrogate, which JSON can hold; it neither ends the run nor stays in the way of the next one."""
+    asked: Counter[str] = Counter()
+
+    def reply(body: Body) -> Body:
+        question = body["messages"][-1]["content"]
+        asked[question] += 1
+        broken = "of document 7 " in question.split("assage:\n")[-1] and asked[question] == 1
+        return completion("It follows \ud83d from what is known.") if broken else plain_reply(body)
+
+    overrides = [f"synthesize.method={method}", "synthesize.checks.copied=accept"]
+    with Loopback(reply) as server:
+        counts = make(server.url, *overrides).synthesize().counts
+    units, broken = (60, 3) if method == "latent_thoughts" else (20, 1)
+    assert (counts["kept"], counts["fault_unencodable"], len(server.asked)) == (units, broken, units + broken)
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_a_fault(tmp_path: Path) -> None:
+    codec = Codec(word_tokenizer(["it ", "follows "]))
+    for method in ("latent_thoughts", "wrap_cot"):
+        takes = taker(method, Chunking(), codec)
+        assert takes("it follows ") and not takes("it ensues ") and not takes("\ud83d")
+    assert checks.fault(Completion("it ensues ", "length", 1, 1), "", takes) == "unencodable"
+
+
 PRICED = ["synthesize.prices={input: 1000, output: 1000}"]  # a token costs 0.001
 
 
@@ -100,6 +130,14 @@ def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(make: Any) -
         counts = run.synthesize().counts
     assert len(server.asked) == len(set(server.asked)) == counts["replies"] == 60
     assert counts["cost"] == pytest.approx(60 * (100 + 30) * 0.001)
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -50, "completion_tokens": -5}])
+def test_the_cap_holds_where_the_endpoint_does_not_say_what_a_reply_took(make: Any, usage: Any) -> None:
+    with Loopback(lambda body: plain_reply(body) | {"usage": usage}) as server:
+        with pytest.raises(UserError, match=r"cap of 4 is reached: (3\.|4 is)"):
+            make(server.url, *PRICED, "synthesize.cap=4", "synthesize.max_tokens=100").synthesize()
+        assert 0 < len(server.asked) * 0.1 < 4  # as if every reply had gone to its limit
 
 
 def test_the_estimate(make: Any) -> None:
@@ -248,6 +286,10 @@ def test_what_a_recipe_may_not_say() -> None:
         ({"method": "latent_thoughts"}, "set synthesize.teacher.model"),
         ({"cap": 3}, "a cap needs prices"),
         ({"checks": {"empty": "accept"}}, "synthesize.checks.empty"),
+        ({"teacher": {"parameters": {"n": 4}}}, "n is not to be set here: a question has one reply"),
+        ({"teacher": {"parameters": {"max_new_tokens": 4}}}, "set synthesize.max_tokens"),
+        ({"teacher": {"parameters": {"model": "x"}}}, "set synthesize.teacher.model"),
+        ({"teacher": {"parameters": {"stream": True}}}, "a reply is read as a whole"),
         ({"teacher": {"modle": "m"}}, "did you mean synthesize.teacher.model?"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):

@@ -27,8 +27,8 @@ from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase
-from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, stage_key, write_json
+from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase, taker
+from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, same_base, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
 from latent_thoughts.teachers.replies import Replies, opened
 from latent_thoughts.types import Manifest, ThoughtDocument, UserError
@@ -55,13 +55,15 @@ def synthesize(
     settings = config.model_dump(exclude=_NOT_IN_KEY | {"teacher"}) | {"model": model}
     settings |= {"teacher": config.teacher.model_dump(exclude=_REACHING), "prompts": [p.hash for p in asked]}
     everything = [settings, splits, recipe.seed, *contamination.key(recipe.contamination)]
+    documents = _documents(prepared, base)
     if config.method != "latent_thoughts":
         everything.append(recipe.chunking.model_dump())
-    stage = Stage(folder, "synthesize", stage_key("synthesize", everything, {"prepare": read_manifest(prepared)}))
+    stage = Stage(folder, "synthesize", stage_key("synthesize", everything, {"prepare": documents}))
     if (manifest := stage.manifest) is not None:
         return manifest
-    questions = Questions(config, asked, model, recipe.seed)
-    writer = Writer(recipe, config, questions, Codec(models.load_tokenizer(base / "model")[0]))
+    codec = Codec(models.load_tokenizer(base / "model")[0])
+    questions = Questions(config, asked, model, recipe.seed, taker(config.method, recipe.chunking, codec))
+    writer = Writer(recipe, config, questions, codec)
     write_json(folder / "prompts.json", [{**p.model_dump(), "hash": p.hash} for p in asked])
     with settled_memory(), opened(store, stage.key) as replies:
         work = _Work(stage, prepared, splits, questions, writer, replies)
@@ -70,9 +72,15 @@ def synthesize(
         used, prompt_tokens, completion_tokens = replies.spent()
         counts |= {"replies": used, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
         counts["cost"] = price(config.prices, prompt_tokens, completion_tokens)
-        manifest = stage.close(work.names, counts)
+        manifest = stage.close(work.names, counts, base=documents.base)
         replies.prune(config.store_mb * 2**20)
     return manifest
+
+
+def _documents(prepared: Path, base: Path) -> Manifest:
+    """Of the documents to think about. Raises UserError where they are of another base model than the one at hand."""
+    same_base(read_manifest(base), documents := read_manifest(prepared))
+    return documents
 
 
 class _Work:
@@ -206,7 +214,7 @@ def synthesize_given(
 
     Raises UserError where none came.
     """
-    inputs = {"prepare": read_manifest(prepared)}
+    inputs = {"prepare": _documents(prepared, base)}
     settings = [method, splits, *contamination.key(recipe.contamination)]
     if method != "oracle":
         settings.append(recipe.chunking.model_dump())
@@ -224,7 +232,7 @@ def synthesize_given(
             made |= result.shards
     if method == "oracle" and not counts["thoughts"]:
         raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
-    return stage.close(list(units), dict(counts) | tally.counts("thoughts"), made)
+    return stage.close(list(units), dict(counts) | tally.counts("thoughts"), made, base=inputs["prepare"].base)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from latent_thoughts.config import Synthesize
 from latent_thoughts.config.synthesize import Prices
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.teachers.base import Failure, Request, Teacher
+from latent_thoughts.teachers.base import Completion, Failure, Request, Teacher
 from latent_thoughts.teachers.replies import Replies
 from latent_thoughts.types import ThoughtDocument, UserError
 
@@ -79,8 +79,8 @@ class Asking:
         self.config, self.questions, self.replies = config, questions, replies
         self.stopped: str | None = None
         self.spent = price(config.prices, *replies.spent()[1:])
-        self.under_way: dict[str, float] = {}  # key to what the reply may cost at most
-        self.reserved = 0.0  # their sum
+        self.under_way: dict[str, Request] = {}
+        self.reserved = 0.0  # what their replies may cost at most
 
     def ask(self, teacher: Teacher, documents: Iterable[ThoughtDocument], total: int) -> int:
         """Asks every open question once and stores what comes; how many answers came.
@@ -91,15 +91,19 @@ class Asking:
         asked = teacher.ask(self._open(documents))
         with track("synthesize", total, "requests") as advance, contextlib.closing(asked):
             for key, answer in asked:
+                request = self.under_way.pop(key, None)
+                if isinstance(answer, Completion):
+                    answer = self._counted(answer, request)
                 self.replies.put(key, answer)
-                self.reserved -= self.under_way.pop(key, 0.0)
+                self.reserved -= self._most(request) if request else 0.0
                 answered += 1
                 if isinstance(answer, Failure):
                     self._consider(answer, answered, good)
                 else:
                     good += 1
-                    tokens += answer.completion_tokens
-                    self.spent += price(self.config.prices, answer.prompt_tokens, answer.completion_tokens)
+                    used = answer.prompt_tokens or 0, answer.completion_tokens or 0
+                    tokens += used[1]
+                    self.spent += price(self.config.prices, *used)
                 advance(1, tokens=tokens, failed=answered - good, cost=self.spent)
         self.under_way, self.reserved = {}, 0.0  # what the teacher took and left unanswered is open again
         return answered
@@ -110,16 +114,30 @@ class Asking:
                 request = self.questions.verdict(document, unit, self.replies.get).next
                 if request is None or request.key in self.under_way:  # of two equal questions one is asked
                     continue
-                cost = price(self.config.prices, request.prompt_tokens, request.max_tokens)
+                cost = self._most(request)
                 if self.config.cap is not None and self.spent + self.reserved + cost > self.config.cap:
                     if not self.under_way:
                         self.stopped = self.stopped or self._capped(self.config.cap)
                     return  # what is under way may turn out cheaper: then there is another round
                 if self.stopped:
                     return
-                self.under_way[request.key] = cost
+                self.under_way[request.key] = request
                 self.reserved += cost
                 yield request
+
+    def _most(self, request: Request) -> float:
+        """What a reply may cost."""
+        return price(self.config.prices, request.prompt_tokens, request.max_tokens)
+
+    def _counted(self, reply: Completion, request: Request | None) -> Completion:
+        """The reply with its tokens. Where the endpoint does not tell them it counts as the largest there could be, so
+        that the cap holds. (What an earlier process asked is not at hand: its prompt is taken to have cost nothing.)"""
+        prompt = request.prompt_tokens if request else 0
+        return replace(
+            reply,
+            prompt_tokens=prompt if reply.prompt_tokens is None else reply.prompt_tokens,
+            completion_tokens=self.config.max_tokens if reply.completion_tokens is None else reply.completion_tokens,
+        )
 
     def _consider(self, failure: Failure, answered: int, good: int) -> None:
         if failure.fatal or (not good and answered >= HOPELESS):

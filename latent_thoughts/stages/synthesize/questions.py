@@ -48,10 +48,11 @@ class Verdict:
 
 
 class Questions:
-    """`model` names the teacher's model in every payload; `seed` draws the documents' prompts."""
+    """`model` names the teacher's model in every payload; `seed` draws the documents' prompts; `takes` tells whether
+    a reply can become what it is to become."""
 
-    def __init__(self, config: Synthesize, prompts: list[Prompt], model: str, seed: int):
-        self.config, self.prompts, self.model, self.seed = config, prompts, model, seed
+    def __init__(self, config: Synthesize, prompts: list[Prompt], model: str, seed: int, takes: Callable[[str], bool]):
+        self.config, self.prompts, self.model, self.seed, self.takes = config, prompts, model, seed, takes
         self.sizes = {p.hash: sum(len(m.content) for m in p.messages) // CHARACTERS_A_TOKEN for p in prompts}
 
     def prompt(self, document: ThoughtDocument) -> Prompt:
@@ -97,7 +98,7 @@ class Questions:
                 return Verdict("open", faults=faults, next=request)
             if isinstance(answer, Failure):
                 return Verdict("failed", faults=faults, failure=answer)
-            fault = checks.fault(answer, unit.original)
+            fault = checks.fault(answer, unit.original, self.takes)
             if fault is None:
                 return Verdict("kept", answer.text.strip(), faults)
             faults = (*faults, fault)

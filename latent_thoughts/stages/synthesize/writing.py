@@ -36,6 +36,24 @@ def paraphrase(
     return replace(made, source=method)
 
 
+def taker(method: str, config: Chunking, codec: Codec) -> Callable[[str], bool]:
+    """Whether a reply can become a thought, or the text of a document: not every text is known to every tokenizer, and
+    a lone surrogate, which JSON can bring, to none."""
+
+    def takes(text: str) -> bool:
+        try:
+            text.encode()
+            if method == "latent_thoughts":
+                codec.encode(text)
+            else:
+                chunking.chunked(Document("", text), of_paraphrases(config), codec)
+        except (UnicodeEncodeError, UserError):
+            return False
+        return True
+
+    return takes
+
+
 class Writer:
     def __init__(self, recipe: Recipe, config: Synthesize, questions: Questions, codec: Codec):
         self.config, self.questions, self.codec = config, questions, codec
