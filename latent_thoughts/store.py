@@ -39,7 +39,7 @@ from latent_thoughts.seals import whole as whole
 from latent_thoughts.seals import write_sealed as write_sealed
 from latent_thoughts.types import Manifest, UserError
 
-FORMAT_VERSION = 2  # raise it when the meaning of any stored file changes: old shards are not reused
+FORMAT_VERSION = 3  # raise it when the meaning of any stored file changes: old shards are not reused
 
 
 def stage_key(stage: str, config: Any, inputs: dict[str, Manifest] | None = None) -> str:

@@ -18,6 +18,7 @@ import yaml
 from latent_thoughts.config import resolve
 from latent_thoughts.data import pieces, records
 from latent_thoughts.em import Loop, Run, _more_samples, em
+from latent_thoughts.stages.prepare import initialise
 from latent_thoughts.store import read_manifest
 from latent_thoughts.types import UserError
 
@@ -99,6 +100,26 @@ def test_posterior_shards_have_the_documented_columns(finished: Path) -> None:
         assert len(row["draws"]) == len(row["log_weights"]) == len(row["gains"]) == 4
         if row["chosen"] >= 0:
             assert row["gains"][row["chosen"]] > 0
+
+
+def test_no_stage_takes_the_documents_of_another_base_model(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["train"]["steps"] = 2
+    run = Run(resolve(small), tmp_path)
+    run.prepare()
+    run.synthesize()
+    run.train_warm_start()
+    other = Run(run.recipe.model_copy(update={"seed": 9}), tmp_path)
+    initialise(other.recipe, other.base)  # and then prepare was stopped
+    for work in (other.synthesize, other.train_warm_start):
+        with pytest.raises(UserError, match="are of another base model: run .* again"):
+            work()
+    other.prepare()
+    for work in (
+        lambda: Loop(other, "em", other.recipe.sample, tmp_path).sample(1),
+        lambda: other.evaluate(other.warm_start),
+    ):
+        with pytest.raises(UserError, match="are of another base model: run prepare again"):
+            work()
 
 
 def test_running_again_computes_nothing(finished: Path, small: dict[str, Any]) -> None:

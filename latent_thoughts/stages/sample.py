@@ -26,7 +26,7 @@ from latent_thoughts.engines.load import loaded_engine, loaded_scorer
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import place
 from latent_thoughts.runlog import track
-from latent_thoughts.store import Stage, read_manifest, stage_key
+from latent_thoughts.store import Stage, read_manifest, same_base, stage_key
 from latent_thoughts.types import Manifest, Posterior, ThoughtDocument, UserError
 
 
@@ -45,9 +45,11 @@ def sample(
     `made` is told of thought shards as they are there: the folder, and what the manifest will say of them.
 
     `slices` = (n, of) takes every of-th shard from the n-th (continual regime). Shards that are
-    there already are kept. Raises UserError where sampler and scorer disagree beyond `max_gap`.
+    there already are kept. Raises UserError where sampler and scorer disagree beyond `max_gap`, and
+    where the documents are of another base model than `model`'s.
     """
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
+    same_base(inputs["model"], inputs["prepare"])
     raw_model = place(config.raw_model) if config.raw_model else None
     if raw_model:
         inputs["raw_model"] = read_manifest(raw_model)
@@ -83,7 +85,7 @@ def sample(
             made(folder, {result.unit: result.shards[result.unit]})
     thought_names = [_posteriors(name) for name in names]
     figures = {**totals.sums, **health(totals.sums), **tally.counts("thoughts")}
-    return stage.close(names + thought_names, figures, described)
+    return stage.close(names + thought_names, figures, described, base=inputs["prepare"].base)
 
 
 def _vocabulary(model: Path) -> dict[str, int]:

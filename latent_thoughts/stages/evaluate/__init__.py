@@ -20,7 +20,7 @@ from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.runlog import track
 from latent_thoughts.stages.evaluate.held_out import ANSWERS, Examiner, accuracy
 from latent_thoughts.stages.evaluate.likelihood import SCORES, Scorer, summary
-from latent_thoughts.store import Stage, read_manifest, stage_key
+from latent_thoughts.store import Stage, read_manifest, same_base, stage_key
 from latent_thoughts.types import Manifest, UserError
 
 __all__ = ["evaluate"]
@@ -34,6 +34,7 @@ def evaluate(recipe: Recipe, model: Path, prepared: Path, folder: Path, thinks: 
     text: they answer directly, and their bound is their likelihood."""
     config = recipe.evaluate
     inputs = {"model": read_manifest(model), "prepare": read_manifest(prepared)}
+    same_base(inputs["model"], inputs["prepare"])
     sampled = recipe.sample.model_dump(include={"max_thought_tokens", "context_chunks", "max_tokens"})
     engine = recipe.engine.model_dump(include={"kind", "scorer"})
     asked = config.model_dump(exclude={"tasks", "fine_tune", "thoughts_kept"})  # stages of their own, and the report's

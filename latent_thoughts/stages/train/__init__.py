@@ -34,7 +34,7 @@ from latent_thoughts.stages.train import checkpoint, lean
 from latent_thoughts.stages.train.loop import Trainer, loop, terminated
 from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
-from latent_thoughts.store import Stage, read_manifest, stage_key
+from latent_thoughts.store import Stage, base_of, read_manifest, same_base, stage_key
 from latent_thoughts.types import Interrupted, Manifest, UserError
 
 __all__ = ["Source", "train"]
@@ -54,8 +54,8 @@ def train(
 
     `continue_from` is an earlier train stage, whose weights and optimizer state from before its
     decay are gone on with (continual regime). `held_out` gives `train.held_out` documents, whose loss tells
-    the best checkpoint. Under torchrun and Ray Train all processes call this. Raises UserError for missing input and
-    divergence, Interrupted on SIGTERM.
+    the best checkpoint. Under torchrun and Ray Train all processes call this. Raises UserError for missing input,
+    documents of another base model and divergence, Interrupted on SIGTERM.
     """
     inputs = {f"{n}:{source.split}": read_manifest(source.folder) for n, source in enumerate(sources)}
     inputs["base"] = read_manifest(base)
@@ -63,6 +63,8 @@ def train(
         inputs["continue_from"] = read_manifest(continue_from)
     if config.export == "best" and held_out is not None:
         inputs["held_out"] = read_manifest(held_out.folder)
+    for n, source in enumerate(sources):
+        same_base(inputs["base"], inputs[f"{n}:{source.split}"])
     key = stage_key("train", [_settings(config, sources), model_config.dtype, seed], inputs)
     with parallel.ranks() as ranks, terminated() as stopped, contextlib.ExitStack() as stack:
         if not ranks.main:
@@ -97,7 +99,9 @@ def train(
             loop(trainer, folder, held, stopped)
             _export(trainer, model_config, base, folder)
             if ranks.main:
-                Stage(folder, "train", key).close([], asdict(trainer.counters), model="model")
+                Stage(folder, "train", key).close(
+                    [], asdict(trainer.counters), model="model", base=base_of(inputs["base"])
+                )
         if ranks.main:  # what only an unfinished stage needs
             for path in folder.glob("*.arrow"):
                 path.unlink()
