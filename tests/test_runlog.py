@@ -31,7 +31,7 @@ from latent_thoughts.types import UserError
                 "thought": "{a}",
             },
             "model": {"base": {"hidden_size": 8, "rms_norm_eps": 1e-5, "rope": None, "name": "1e-5"}},
-            "sample": {"preset": "paper", "k": 2, "margin": float("-inf")},
+            "sample": {"preset": "paper", "k": 2, "margin": -1.5},
             "train": {"steps": 5, "lr": 3e-4},
             "em": {"warm_start": {"epochs": 2.5, "lr": 1e-5}, "baselines": []},
         },
