@@ -45,7 +45,7 @@ def _replace(path: Path, temporary: Path) -> None:
     """Puts a finished folder in the place of another, which goes last: whoever is killed in between leaves both, one of
     them or the two under temporary names."""
     old = places.temporary(path)
-    os.rename(path, old)
+    path.rename(old)
     try:
         settle(temporary, path)
     except BaseException:
