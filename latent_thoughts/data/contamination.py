@@ -22,7 +22,7 @@ _ALONE = (
 )
 _RUN = re.compile(r"\w+")
 _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
-_SHORT = 8  # words: fewer may stand in any text, so that rows of fewer are found as whole texts alone
+FEWEST = 8  # words: fewer may stand in any text, so that rows of fewer are found as whole texts alone
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing modulo 2**64
 
 
@@ -67,7 +67,7 @@ class Overlap:
         if not len(self._hashes):
             return {}
         split = words(text)
-        sizes = [size for size in self._sizes if size >= min(_SHORT, self.n) or size == len(split)]
+        sizes = [size for size in self._sizes if size >= min(FEWEST, self.n) or size == len(split)]
         grams = np.concatenate([_grams(split, size) for size in sizes] or [np.zeros(0, np.uint64)])
         first = np.searchsorted(self._hashes, grams)
         hit = self._hashes[np.minimum(first, len(self._hashes) - 1)] == grams

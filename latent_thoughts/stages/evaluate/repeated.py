@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latent_thoughts.data import records
-from latent_thoughts.data.contamination import Overlap, words
+from latent_thoughts.data.contamination import FEWEST, Overlap, words
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.data.tokenizer import Codec
 
@@ -15,11 +15,11 @@ TEXT, THOUGHTS, SHORT = "text", "thoughts", "too_short"
 
 def search(rows: Sequence[dict[str, Any]], trained_on: Mapping[str, Source], tokenizer: Any) -> dict[str, set[str]]:
     """The questions (ids) that share an n-gram with some document of the sources, or with one of its thoughts; and
-    those of fewer than n words, of which nothing can be told."""
+    those of so few words that they are not looked for within a text, of which nothing can be told."""
     asked = {r["question_id"]: r["question"] for r in rows}
     names, overlap = list(asked), Overlap({"task": asked.values()})
     codec, found = Codec(tokenizer), {TEXT: set[str](), THOUGHTS: set[str]()}
-    found[SHORT] = {name for name, question in asked.items() if len(words(question)) < overlap.n}
+    found[SHORT] = {name for name, question in asked.items() if len(words(question)) < min(FEWEST, overlap.n)}
     for source in trained_on.values():
         for _, documents in records.shards(source.folder, source.split):
             for document in documents:
