@@ -29,7 +29,7 @@ from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.places import place
-from latent_thoughts.runlog import save_recipe
+from latent_thoughts.provenance import save_recipe
 from latent_thoughts.seeds import recipe_path
 from latent_thoughts.store import run_lock
 from latent_thoughts.types import (

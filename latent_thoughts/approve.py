@@ -7,7 +7,7 @@ import sys
 from rich.table import Table
 from rich.text import Text
 
-from latent_thoughts.runlog import console
+from latent_thoughts.progress import console
 from latent_thoughts.stages.synthesize.asking import Approve, Estimate
 from latent_thoughts.types import UserError
 

@@ -69,7 +69,7 @@ def _run(
 
 def _record(run: Run, made: Path) -> None:
     """Leaves the recipe in the run folder, before its stage `made` is made."""
-    from latent_thoughts.runlog import record_recipe
+    from latent_thoughts.provenance import record_recipe
 
     if told := record_recipe(run.recipe, run.folder, made):
         print(f"latent-thoughts: {told}", file=sys.stderr)
@@ -390,7 +390,7 @@ def ask(
 
     from latent_thoughts.ask import ask as think
     from latent_thoughts.model import set_up_torch
-    from latent_thoughts.runlog import printable
+    from latent_thoughts.progress import printable
 
     set_up_torch(None)
     thought, answer = think(model, question, seed, temperature, max_thought_tokens, max_answer_tokens)
@@ -456,7 +456,7 @@ def _no_space(error: BaseException) -> str | None:
 
 
 def _end(line: str) -> None:
-    from latent_thoughts.runlog import printable
+    from latent_thoughts.progress import printable
 
     print(f"latent-thoughts: {printable(line)}", file=sys.stderr)  # an error may quote a line of a corpus
     sys.exit(1)

@@ -19,7 +19,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Recipe
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.places import place, version
-from latent_thoughts.runlog import provenance
+from latent_thoughts.provenance import provenance
 from latent_thoughts.stages import train as training
 from latent_thoughts.stages.evaluate import asking, fine_tuning
 from latent_thoughts.store import read_json, write_json

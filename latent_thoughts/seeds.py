@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from latent_thoughts import runlog
+from latent_thoughts import progress, provenance
 from latent_thoughts.config import Recipe, parse
 from latent_thoughts.machine import cores
 from latent_thoughts.store import read_json, run_lock, write_json
@@ -38,7 +38,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
 
     if not seeds:
         raise UserError("--seeds is empty: name at least one seed")
-    runlog.save_recipe(recipe, out)
+    provenance.save_recipe(recipe, out)
     context = multiprocessing.get_context("spawn")
     events, names = context.Queue(), [] if recipe.model.device == "cpu" else gpus()
     workers = min(len(seeds), cores(), len(names) or len(seeds))
@@ -59,7 +59,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
 
 
 def _show(jobs: list[Future[None]], events: Any) -> None:
-    with runlog.Bars() as bars:
+    with progress.Bars() as bars:
         pending = set(jobs)
         while pending:
             done, pending = wait(pending, timeout=0.2)
@@ -78,7 +78,7 @@ def _run_seed(values: dict[str, Any], folder: Path, seed: int) -> None:
 
     recipe = parse(Recipe, {**values, "seed": seed}, "recipe")
     set_up_torch(recipe.threads)
-    with run_lock(folder), runlog.sent_to(lambda event: _events.put((seed, event))):
+    with run_lock(folder), progress.sent_to(lambda event: _events.put((seed, event))):
         em(recipe, folder)
 
 

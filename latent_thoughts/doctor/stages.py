@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from latent_thoughts import places, transfer
 from latent_thoughts.doctor.remedies import Finding, aside, damaged, fault, write
 from latent_thoughts.files import Damaged, read_json
-from latent_thoughts.runlog import logged
+from latent_thoughts.metrics import logged
 from latent_thoughts.seals import read_line, read_sealed, whole, write_sealed
 from latent_thoughts.stages.train import checkpoint
 from latent_thoughts.store import read_manifest, read_marker

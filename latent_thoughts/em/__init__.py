@@ -21,7 +21,7 @@ from latent_thoughts.config import Recipe
 from latent_thoughts.em.baselines import BASELINES
 from latent_thoughts.em.loop import Loop, Row, row, with_preset
 from latent_thoughts.em.run import PARAPHRASES, Run
-from latent_thoughts.runlog import provenance, save_recipe
+from latent_thoughts.provenance import provenance, save_recipe
 from latent_thoughts.stages.synthesize.asking import Approve
 from latent_thoughts.store import write_json
 from latent_thoughts.types import UserError

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latent_thoughts import parallel, runlog
+from latent_thoughts import parallel, progress
 from latent_thoughts.config import Recipe
 from latent_thoughts.executors.work import Opened, Result, Work
 from latent_thoughts.machine import out_of_memory
@@ -150,7 +150,7 @@ def together(recipe: Recipe, function: Callable[..., T], arguments: tuple[Any, .
     def each(_: Any = None) -> tuple[Any, str | None]:
         _set_up(here)
         set_up_torch(threads)
-        with runlog.sent_to(events.put):
+        with progress.sent_to(events.put):
             try:
                 return function(*arguments), None
             except UserError as error:
@@ -222,7 +222,7 @@ def _shown(events: Any) -> Iterator[None]:
     ended = threading.Event()
 
     def show() -> None:
-        with runlog.sent_here() as show:
+        with progress.sent_here() as show:
             while not (ended.is_set() and events.empty()):
                 with contextlib.suppress(Empty):
                     show(events.get(timeout=0.5))

@@ -12,7 +12,7 @@ from latent_thoughts import model as models
 from latent_thoughts.config import BUDGETS, Recipe
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.em import Loop, Run
-from latent_thoughts.runlog import sent_to
+from latent_thoughts.progress import sent_to
 from latent_thoughts.scale.plan import CPU_SHARES, DEVICES, MATRIX_CPU_SHARES, SHARES, Device, Shape, works
 from latent_thoughts.scale.survey import Survey, survey
 

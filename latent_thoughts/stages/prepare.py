@@ -24,7 +24,7 @@ from latent_thoughts.data.records import DOCUMENTS, SOURCE, document_from, docum
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
-from latent_thoughts.runlog import track
+from latent_thoughts.progress import track
 from latent_thoughts.seals import read_sealed, write_sealed
 from latent_thoughts.store import Stage, base_of, stage_key
 from latent_thoughts.types import Document, Manifest, UserError

@@ -25,7 +25,7 @@ from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.load import loaded_engine, loaded_scorer
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import place
-from latent_thoughts.runlog import track
+from latent_thoughts.progress import track
 from latent_thoughts.store import Stage, read_manifest, same_base, stage_key
 from latent_thoughts.types import Manifest, Posterior, ThoughtDocument, UserError
 

@@ -18,7 +18,7 @@ from latent_thoughts.config import resolve
 from latent_thoughts.data import interchange, records
 from latent_thoughts.em import Run
 from latent_thoughts.export import export
-from latent_thoughts.runlog import save_recipe
+from latent_thoughts.provenance import save_recipe
 from latent_thoughts.types import UserError
 
 STRANGE = "It follows. # Not a heading\n\n---\n<script>alert(1)</script> `x` “ﬂ” \u2028 end"

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from latent_thoughts import cli
-from latent_thoughts.runlog import Metrics, ProgressFile, track
+from latent_thoughts.metrics import Metrics
+from latent_thoughts.progress import ProgressFile, track
 from latent_thoughts.store import run_lock, write_json
 from latent_thoughts.types import UserError
 from latent_thoughts.watch import watch

@@ -17,7 +17,7 @@ from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.executors.work import Do, Told
-from latent_thoughts.runlog import track
+from latent_thoughts.progress import track
 from latent_thoughts.stages.evaluate.held_out import ANSWERS, Examiner, accuracy
 from latent_thoughts.stages.evaluate.likelihood import SCORES, Scorer, summary
 from latent_thoughts.store import Stage, read_manifest, same_base, stage_key

@@ -26,7 +26,8 @@ from latent_thoughts.config import Benchmark, Recipe
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.places import version
-from latent_thoughts.runlog import provenance, track
+from latent_thoughts.progress import track
+from latent_thoughts.provenance import provenance
 from latent_thoughts.stages.evaluate import repeated, statistics, tasks
 from latent_thoughts.stages.evaluate.shown import curve, markdown
 from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, read_table, stage_key, write_json

@@ -24,7 +24,7 @@ from latent_thoughts.data import contamination
 from latent_thoughts.data.records import DOCUMENTS, document_of, document_row, oracle, shards
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.executors.work import Do, Told
-from latent_thoughts.runlog import track
+from latent_thoughts.progress import track
 from latent_thoughts.stages.synthesize.asking import Approve, Asking, estimate, price, refuse, settled_memory
 from latent_thoughts.stages.synthesize.questions import Questions
 from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase, taker

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from latent_thoughts.config import Synthesize
 from latent_thoughts.config.synthesize import Prices
-from latent_thoughts.runlog import track
+from latent_thoughts.progress import track
 from latent_thoughts.stages.synthesize.questions import Questions
 from latent_thoughts.teachers.base import Completion, Failure, Request, Teacher
 from latent_thoughts.teachers.replies import Replies

@@ -29,7 +29,8 @@ from latent_thoughts.machine import keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.places import bench, remote
-from latent_thoughts.runlog import model_card, sent_to
+from latent_thoughts.progress import sent_to
+from latent_thoughts.provenance import model_card
 from latent_thoughts.stages.train import checkpoint, lean
 from latent_thoughts.stages.train.loop import Trainer, loop, terminated
 from latent_thoughts.stages.train.objective import Objective, logits_held

@@ -21,8 +21,9 @@ from latent_thoughts.data import format
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.machine import out_of_memory
+from latent_thoughts.metrics import Metrics
 from latent_thoughts.parallel import Ranks
-from latent_thoughts.runlog import Metrics, track
+from latent_thoughts.progress import track
 from latent_thoughts.stages.train import checkpoint, loader
 from latent_thoughts.stages.train.figures import Counters, Speed
 from latent_thoughts.stages.train.objective import Objective

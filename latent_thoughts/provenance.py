@@ -1,0 +1,115 @@
+"""What a run says of itself: its resolved recipe with versions and seed, a model's card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+from latent_thoughts import __version__
+from latent_thoughts.config import Dumper, Model, Recipe, Train, load_recipe
+from latent_thoughts.places import relative
+from latent_thoughts.store import atomic
+from latent_thoughts.types import UserError
+
+
+def provenance(recipe: Recipe) -> dict[str, Any]:
+    """Versions, machine and seed of a run."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    return {
+        "latent_thoughts": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "seed": recipe.seed,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def save_recipe(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> None:
+    """Writes the resolved recipe with versions and seed as comments, so that it can be run again.
+
+    Raises UserError where that would overwrite a recipe that a person wrote.
+    """
+    import yaml
+
+    path = folder / name
+    if path.exists() and not path.read_text(encoding="utf-8").startswith("# latent_thoughts:"):
+        raise UserError(f"{path} is not a run's: keep your own recipe outside the run folder, where it is written")
+    head = "".join(f"# {name}: {value}\n" for name, value in provenance(recipe).items())
+    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    with atomic(path) as temporary:
+        temporary.write_text(head + body, encoding="utf-8")
+
+
+# Sections of the recipe that a finished stage was made with, besides those of the stages before it.
+MADE_WITH = {
+    "prepare": ("seed", "data", "chunking", "model", "contamination"),
+    "synthesize": ("synthesize",),
+    "train": ("train", "em"),
+    "sample": ("sample", "em"),
+    "evaluate": ("sample", "evaluate"),
+}
+
+
+def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
+    """Writes the recipe of a command that makes a single stage, `made`.
+
+    RUN/recipe.yaml stays what it is where other stages were finished with settings that are different now; the recipe
+    is then written beside it, under the stage's name. Returns the line that tells so; else an empty one.
+    """
+    own = folder / f"recipe.{relative(made, folder).replace('/', '.')}.yaml"
+    finished = {path.parent for pattern in ("prepare", "iter_*/*") for path in folder.glob(f"{pattern}/manifest.json")}
+    settled = {section for stage in finished - {made} for section in MADE_WITH.get(stage.name, ())}
+    differing = [name for name in _differing(folder / "recipe.yaml", recipe) if name.partition(".")[0] in settled]
+    if not differing:
+        save_recipe(recipe, folder)
+        own.unlink(missing_ok=True)
+        return ""
+    save_recipe(recipe, folder, own.name)
+    return (
+        f"what is finished in {folder} was made with other settings ({', '.join(differing)}): its recipe.yaml stays, "
+        f"and this command's is {own.name}; to go on with the run's own, give {folder / 'recipe.yaml'}"
+    )
+
+
+def _differing(path: Path, recipe: Recipe) -> list[str]:
+    """Settings that a recipe in a file has different, as in `train.lr`: all sections, where it cannot be read."""
+    if not path.exists():
+        return []
+    try:
+        known = load_recipe(path).model_dump()
+    except UserError:
+        known = {}
+    found = []
+    for section, value in recipe.model_dump().items():
+        before = known.get(section)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += [f"{section}.{name}" for name in value if before.get(name) != value[name]]
+        elif before != value:
+            found.append(section)
+    return found
+
+
+def model_card(train: Train, model: Model, counts: dict[str, Any], seed: int) -> str:
+    """A Hugging Face model card: what the model was made from, and how."""
+    import yaml
+
+    settings = {"train": train.model_dump(mode="json", exclude_none=True), "seed": seed, "counts": counts}
+    recipe = yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    base = model.base if isinstance(model.base, str) else f"{model.base.get('model_type', 'llama')} from scratch"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [latent-thoughts]
+---
+
+Continued pretraining of `{base}` on documents with their thoughts, by latent-thoughts {__version__}
+(the method: *Reasoning to Learn from Latent Thoughts*, arXiv 2503.18866).
+
+The model writes a thought between `<|latent_start|><|latent_prior|>` and `<|latent_end|>`, and then the text;
+after `<|latent_start|><|latent_posterior|>` it says the thought behind the text before it.
+
+```yaml
+{recipe}```
+"""
