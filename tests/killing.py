@@ -16,12 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Imported once, before the forks.
+# Imported once, before the forks: also what stages import where they need it.
+import matplotlib.backends.backend_agg
+import matplotlib.backends.backend_svg  # noqa: F401
+import pandas  # noqa: F401
+import scipy.stats  # noqa: F401
+import torch.distributed.checkpoint  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 from transformers.models.llama import LlamaForCausalLM  # noqa: F401
 
 from latent_thoughts import cli, em  # noqa: F401
 from latent_thoughts.stages import report  # noqa: F401
+
+FIGURES = re.compile(r"figures/(?!accuracy\.png)")  # one stands for all of them
 
 
 def attempt(deaths: Path, arguments: list[str]) -> None:
@@ -29,7 +36,7 @@ def attempt(deaths: Path, arguments: list[str]) -> None:
     known = set(deaths.read_text().splitlines()) if deaths.exists() else set()
 
     def commit(target: str) -> None:
-        if target not in known and not target.endswith(".svg") and wanted.search(target):  # a figure is PNG and SVG
+        if target not in known and not FIGURES.search(target) and wanted.search(target):
             with deaths.open("a") as file:
                 file.write(f"{target}\n")
             os.kill(os.getpid(), signal.SIGKILL)

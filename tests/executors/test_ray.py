@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,25 +66,46 @@ def counts(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "seconds"}
 
 
-def test_an_em_iteration_is_the_same_byte_for_byte(cluster: Any, tmp_path: Path) -> None:
-    """Every stage but training on three nodes; shards, choices, figures and keys are those of one process."""
-    values = settings(cluster)
-    values["em"] = {"iterations": 1, "baselines": []}
-    values["train"] |= {"steps": 15}
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An EM iteration of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    em(resolve(small()), out)
+    return out
+
+
+def small() -> dict[str, Any]:
+    found = copy.deepcopy(SMALL)
+    found["em"] = {"iterations": 1, "baselines": []}
+    found["train"] |= {"steps": 15}
+    return found
+
+
+def equal(cluster: Any, out: Path, alone: Path, stages: list[str]) -> None:
+    """Goes on in `out` on three nodes; shards, choices, figures and keys are those of one process."""
     with contextlib.ExitStack() as stack:  # training in this process: that Ray's equals it is another test
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(executors, "together", lambda recipe, function, *arguments: function(*arguments))
-        em(resolve(values), tmp_path / "ray")
-    del values["executor"]
-    em(resolve(values), tmp_path / "local")
-    stages = ["prepare", "iter_00/synthesize", "iter_00/evaluate", "iter_01/sample", "iter_01/evaluate"]
+        em(resolve(settings(cluster) | small()), out)
     for stage in stages:
-        ours, theirs = tmp_path / "ray" / stage, tmp_path / "local" / stage
-        assert read_manifest(ours).key == read_manifest(theirs).key
-        assert counts(ours) == counts(theirs)
-        assert rows(ours) == rows(theirs)
-    results = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("ray", "local")]
+        assert read_manifest(out / stage).key == read_manifest(alone / stage).key
+        assert counts(out / stage) == counts(alone / stage)
+        assert rows(out / stage) == rows(alone / stage)
+    results = [json.loads((folder / "results.json").read_text())["rows"] for folder in (out, alone)]
     assert [{**row, "seconds": 0} for row in results[0]] == [{**row, "seconds": 0} for row in results[1]]
+
+
+def test_an_e_step_and_its_evaluation_are_the_same_byte_for_byte(cluster: Any, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(alone, out)
+    shutil.rmtree(out / "iter_01")
+    equal(cluster, out, alone, ["iter_01/sample", "iter_01/evaluate"])
+
+
+@pytest.mark.slow
+def test_every_stage_is_the_same_byte_for_byte(cluster: Any, alone: Path, tmp_path: Path) -> None:
+    stages = ["prepare", "iter_00/synthesize", "iter_00/evaluate", "iter_01/sample", "iter_01/evaluate"]
+    equal(cluster, tmp_path / "run", alone, stages)
 
 
 @pytest.mark.slow
