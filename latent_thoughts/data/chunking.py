@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from latent_thoughts.config import Chunking
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.types import Chunk, Document, ThoughtDocument, UserError
+
+T = TypeVar("T")
 
 # A sentence ends after its mark, closing quotes and the white space that follows, or after newlines.
 # The look-behind keeps long rows of dots linear: only a row's first mark can begin the end of a sentence.
@@ -91,18 +94,43 @@ def chunked(document: Document, config: Chunking, codec: Codec) -> ThoughtDocume
 
     Raises UserError where a chunk does not fit and may not be split, or the tokenizer loses text.
     """
+    found = next(all_chunked([document], config, codec))
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def all_chunked(documents: Sequence[Document], config: Chunking, codec: Codec) -> Iterator[ThoughtDocument | UserError]:
+    """What `chunked` returns or raises for every document, their texts tokenised all at once."""
+    pieces = [_or_error(cut, document, config) for document in documents]
+    texts = [text for found in pieces if not isinstance(found, UserError) for text in found]
+    encode = codec.ahead(text for text in texts if len(text) <= config.max_tokens * codec.longest)
+    for document, found in zip(documents, pieces, strict=True):
+        yield found if isinstance(found, UserError) else _or_error(_tokenised, document, found, config, codec, encode)
+
+
+def _or_error(function: Callable[..., T], *arguments: Any) -> T | UserError:
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return error
+
+
+def _tokenised(
+    document: Document, pieces: Sequence[str], config: Chunking, codec: Codec, encode: Callable[[str], list[int]]
+) -> ThoughtDocument:
     chunks, start, first = [], 0, -1
     oracle: dict[int, str] = {}
-    for piece_index, text in enumerate(cut(document, config)):
+    for piece_index, text in enumerate(pieces):
         if not text:
             continue
-        if config.oversize == "refuse" and len(ids := codec.encode(text)) > config.max_tokens:
+        if config.oversize == "refuse" and len(ids := encode(text)) > config.max_tokens:
             raise UserError(
                 f"a chunk of {len(ids)} tokens is longer than chunking.max_tokens={config.max_tokens}: "
                 "raise it, or set chunking.oversize=split"
             )
         first = len(chunks)  # of a piece that is split: its thought stands before all of it
-        for part, ids in fit(text, codec.encode, config.max_tokens, codec.longest):
+        for part, ids in fit(text, encode, config.max_tokens, codec.longest):
             chunks.append(Chunk(document.id, len(chunks), start, part, tuple(ids)))
             start += len(part)
         if piece_index in document.thoughts:

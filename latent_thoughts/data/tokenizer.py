@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +76,12 @@ class Codec:
         suspects = ["▁"] * self._mistakes("▁") + names * any(map(self._mistakes, names))
         self.mistaken = re.compile(f"({'|'.join(map(re.escape, suspects))})") if suspects else None
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str | list[str]) -> Any:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _text(self, ids: Sequence[int]) -> str:
+        if self.tokenizer.is_fast:  # transformers would look at every id in Python first
+            return self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _clean(self, sentinel: str) -> bool:
@@ -116,6 +120,16 @@ class Codec:
             ids += self._spell(part) if n % 2 else self._apart(part)
         return ids
 
+    def ahead(self, texts: Iterable[str]) -> Callable[[str], list[int]]:
+        """`encode`, with these texts encoded now, all in one call: by several threads within `on_all_cores`."""
+        sentinel, unknown = self.sentinels[0], self.tokenizer.unk_token_id
+        head = self._ids(sentinel) if sentinel else []
+        plain = [text for text in texts if text and not (self.mistaken and self.mistaken.search(text))]
+        found = self._ids([sentinel + text for text in plain]) if plain else []
+        known = {t: i[len(head) :] for t, i in zip(plain, found, strict=True) if i[: len(head)] == head}
+        known = {text: ids for text, ids in known.items() if unknown is None or unknown not in ids}
+        return lambda text: known[text] if text in known else self.encode(text)
+
     def _spell(self, text: str) -> list[int]:
         if self.bytes is not None:
             return [self.bytes[byte] for byte in text.encode()]
@@ -141,6 +155,21 @@ class Codec:
         """The text of ids, control tokens shown by name."""
         head = self._ids(self.sentinels[0]) if self.sentinels[0] else []
         return self._text([*head, *ids])[len(self._text(head)) :]
+
+
+@contextlib.contextmanager
+def on_all_cores() -> Iterator[None]:
+    """Tokenizers share the texts of a call out to threads meanwhile. (They look at this variable at every call; it is
+    off else, so that forked processes are not warned of.)"""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:

@@ -21,13 +21,13 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Data, Recipe
 from latent_thoughts.data import chunking, contamination, readers
 from latent_thoughts.data.records import DOCUMENTS, SOURCE, document_from, document_row, source_row
-from latent_thoughts.data.tokenizer import Codec
+from latent_thoughts.data.tokenizer import Codec, on_all_cores
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
 from latent_thoughts.progress import track
 from latent_thoughts.seals import read_sealed, write_sealed
 from latent_thoughts.store import Stage, base_of, stage_key
-from latent_thoughts.types import Document, Manifest, UserError
+from latent_thoughts.types import Document, Manifest, ThoughtDocument, UserError
 
 SPLITS = ("warm_start", "corpus", "held_out")
 _SOURCE, _READ = "source-", "read.json"  # what only an unfinished stage holds
@@ -186,13 +186,11 @@ class Shards:
     def _write(self, unit: str, documents: list[Document], codec: Codec, tally: contamination.Tally) -> None:
         split, rows, malformed = unit.partition("-")[0], [], []
         sums: Counter[str] = Counter()
-        for document in documents:
-            try:
-                prepared = chunking.chunked(document, self.recipe.chunking, codec)
-            except UserError as error:
-                malformed.append(f"document {document.id}: {error}")
+        for document, prepared in zip(documents, self._chunked(documents, codec), strict=True):
+            if isinstance(prepared, UserError):
+                malformed.append(f"document {document.id}: {prepared}")
                 if self.recipe.data.malformed == "error":
-                    raise UserError(malformed[-1]) from None
+                    raise UserError(malformed[-1])
                 continue
             if not prepared.chunks:
                 sums["empty"] += 1
@@ -204,6 +202,11 @@ class Shards:
             sums[f"{split}_chunks"] += len(prepared.chunks)
             sums[f"{split}_tokens"] += sum(len(chunk.ids) for chunk in prepared.chunks)
         self.stage.write(unit, rows, DOCUMENTS, {"sums": sums, "malformed": malformed, "repeated": tally.record()})
+
+    def _chunked(self, documents: list[Document], codec: Codec) -> list[ThoughtDocument | UserError]:
+        alone = self.recipe.executor.workers == 1 and self.recipe.threads is None
+        with on_all_cores() if alone else contextlib.nullcontext():
+            return list(chunking.all_chunked(documents, self.recipe.chunking, codec))
 
 
 def split_of(document: Document, data: Data) -> str:

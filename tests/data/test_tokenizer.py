@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from latent_thoughts.data.tokenizer import CONTROL_TOKENS, START, Codec, add_control_tokens, controls_of, word_tokenizer
+from latent_thoughts.data.tokenizer import (
+    CONTROL_TOKENS,
+    START,
+    Codec,
+    add_control_tokens,
+    controls_of,
+    on_all_cores,
+    word_tokenizer,
+)
 from latent_thoughts.types import UserError
 
 CORPUS = [
@@ -110,6 +119,7 @@ def control_ids(name: str) -> set[int]:
 def round_trip(name: str, pieces: list[str]) -> None:
     codec = codec_of(name)
     encoded = [codec.encode(piece) for piece in pieces]
+    assert [*map(codec.ahead(pieces), pieces)] == encoded
     assert codec.decode([i for ids in encoded for i in ids]) == "".join(pieces)
     for piece, ids in zip(pieces, encoded, strict=True):
         assert codec.decode(ids) == piece
@@ -146,6 +156,25 @@ def test_control_strings_in_text_stay_text(name: str, text: str) -> None:
 def test_a_closed_vocabulary_refuses_what_is_not_in_it(text: str) -> None:
     with pytest.raises(UserError, match="does not know a word"):
         codec_of("words").encode(text)
+
+
+@pytest.mark.parametrize("ahead", [["so unheard.", "so it.", "it is ."], ["so it is."], []])
+def test_what_cannot_be_encoded_is_refused_when_it_is_asked_for(ahead: list[str]) -> None:
+    codec = codec_of("words")
+    encode = codec.ahead(ahead)
+    assert encode("it is .") == codec.encode("it is .")
+    with pytest.raises(UserError, match="does not know a word of 'so unheard"):
+        encode("so unheard.")
+
+
+@pytest.mark.parametrize("before", [None, "false"])
+def test_all_cores_for_a_while(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TOKENIZERS_PARALLELISM"
+    monkeypatch.setenv(name, before) if before else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ZeroDivisionError), on_all_cores():
+        assert os.environ[name] == "true"
+        raise ZeroDivisionError
+    assert os.environ.get(name) == before
 
 
 @pytest.mark.parametrize("name", MAKERS)
