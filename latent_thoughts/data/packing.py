@@ -79,9 +79,9 @@ class Batches:
 
     @property
     def passed(self) -> float:
-        """Epochs, without what waits."""
+        """Epochs, without what waits; to nine digits, so that a whole number of epochs is one."""
         begun = self.epoch + self.cursor / max(1, len(self._order()))
-        return max(0.0, begun - math.fsum(piece.share for piece in self.waiting))
+        return max(0.0, round(begun - math.fsum(piece.share for piece in self.waiting), 9))
 
     def _next_visit(self) -> list[Piece]:
         while self.cursor == len(self._order()):

@@ -204,6 +204,18 @@ def test_an_epoch_trains_every_token_about_once_and_the_cosine_only_falls(count:
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_epochs_end_with_the_batch_that_holds_their_last_document(rows: int) -> None:
+    """One document fills a row. What is added up in floats comes to 2.9999999999999996 epochs of 20."""
+    for count in range(1, 60):
+        batches = Batches(documents([(6, None)] * count), CONTROLS, Train(sequence_length=8, rows=rows), 0)
+        steps = 0
+        while batches.passed < 3:
+            batches.plan()
+            steps += 1
+        assert steps == -(-3 * count // rows), count
+
+
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
     """There pieces were not told what share of an epoch they are."""
     config = Train(sequence_length=10, rows=2, layout="raw")

@@ -11,7 +11,7 @@ kernels add up in any order).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,30 +70,18 @@ def train(
     with parallel.ranks() as ranks, terminated() as stopped, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
-        failed: UserError | None = None
-        if ranks.main:
-            try:
+        with _all_or_none(ranks):
+            if ranks.main:
                 Stage(folder, "train", key)
-            except UserError as error:
-                failed = error
-        _all_or_none(ranks, failed)
         work, done = bench(folder), (folder / "manifest.json").exists()
-        if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
-            try:
+        with _all_or_none(ranks):
+            if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
                 corpus.write(sources, work / "documents.arrow")
                 if config.held_out and held_out is not None:
                     corpus.write([held_out], work / "held_out.arrow")
-            except UserError as error:
-                failed = error
-        _all_or_none(ranks, failed)
         if not done:
             trainer = set_up(config, model_config, base, folder, seed, ranks)
-            if saved := checkpoint.found(folder):
-                trainer.load(saved[-1])
-            elif continue_from is not None:
-                if not checkpoint.there(continue_from / "stable"):
-                    raise UserError(f"{continue_from} has no weights from before a decay: train it with schedule: wsd")
-                trainer.load(continue_from / "stable", optimizer_only=True)
+            _go_on(trainer, folder, continue_from)
             held = _first(work / "held_out.arrow", config.held_out)
             if config.export == "best" and held is None:
                 raise UserError("train.export: best, but there are no held-out documents to tell which is best")
@@ -116,10 +104,26 @@ def train(
     return read_manifest(folder)
 
 
-def _all_or_none(ranks: Ranks, failed: UserError | None) -> None:
-    """Ends all processes where one has given up, for which the others would wait."""
+@contextlib.contextmanager
+def _all_or_none(ranks: Ranks) -> Iterator[None]:
+    """Ends all processes where one gives up, for which the others would wait."""
+    failed: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failed = error
     if ranks.any(failed is not None):
         raise failed or UserError("another of the processes could not begin")
+
+
+def _go_on(trainer: Trainer, folder: Path, continue_from: Path | None) -> None:
+    """From the stage's last checkpoint, else from what an earlier one left. Raises UserError where that is nothing."""
+    if saved := checkpoint.found(folder):
+        trainer.load(saved[-1])
+    elif continue_from is not None:
+        if not checkpoint.there(continue_from / "stable"):
+            raise UserError(f"{continue_from} has no weights from before a decay: train it with schedule: wsd")
+        trainer.load(continue_from / "stable", optimizer_only=True)
 
 
 def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Layers that most models have, in fewer passes over memory and with fewer tensors kept for the backward pass.
 
 What a compiler would do, for models that run as they are. A layer is changed where it then gives the same numbers, as
-is tried on two tokens, and else left alone.
+is tried on three tokens, and else left alone.
 
 Axis suffixes: N tokens (of any batch shape), D width.
 """
@@ -52,7 +52,9 @@ def _leaner(module: Any) -> tuple[int, Sequence[Forward]]:
 def _change(module: Any, width: int, *forwards: Forward) -> None:
     """Gives a module the first of these forward passes that agrees with its own."""
     like = next(module.parameters())
-    x_1ND = torch.linspace(-2, 3, 2 * width, dtype=like.dtype, device=like.device).view(1, 2, width)
+    # a small token shows where a norm adds its epsilon, a large one whether a gate is capped
+    size_31 = torch.tensor([[1e-3], [1.0], [1e3]], dtype=like.dtype, device=like.device)
+    x_1ND = torch.linspace(-2, 3, 3 * width, dtype=like.dtype, device=like.device).view(1, 3, width) * size_31
     # a norm's weights are all one, or zero, to begin with: with others it shows what it does with them
     given = {name: p + torch.linspace(-1, 2, len(p)).to(p) for name, p in module.named_parameters() if p.ndim == 1}
     with torch.no_grad():

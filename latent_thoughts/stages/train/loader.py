@@ -56,8 +56,9 @@ def load(batches: Batches, ranks: Ranks) -> Iterator[Batch]:
     begin with it blocked, and of their own, since a fork of a process that has run torch's threads may hang.
     """
     workers = batches.config.workers
-    context = "spawn" if workers else None
-    stream = DataLoader(Stream(batches, ranks), None, num_workers=workers, multiprocessing_context=context)
+    if not workers:
+        return iter(Stream(batches, ranks))
+    stream = DataLoader(Stream(batches, ranks), None, num_workers=workers, multiprocessing_context="spawn")
     resource_tracker.ensure_running()  # whose start unblocks it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:

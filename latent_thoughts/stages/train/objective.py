@@ -79,22 +79,24 @@ class Objective(nn.Module):
     def _behind_head(self) -> Behind | None:
         """What the model makes of its head's logits; None where that cannot be told.
 
-        By what its configuration names, tried on logits that are spread so wide that a cap shows.
+        By what its configuration names, tried on logits that are multiplied so far that a cap shows. (By one factor:
+        each stretched to one size would not tell a model that scales what it gives the head, as MiniCPM3 does.)
         """
         model, device, training = self.model, self.head.weight.device, self.model.training
         if model.base_model is model:
             return None
         ids = np.arange(4) % self.head.weight.shape[0]
         packed = PackedRow(ids, ids, np.zeros(4, int), ids)
-        spread = self.head.register_forward_hook(lambda _, __, out: 40 * nn.functional.normalize(out, torch.inf, -1))
         model.eval()
         try:
             hidden = self._hidden(model.base_model, packed).last_hidden_state.flatten(0, 1)[:4]
-            own = self._hidden(model, packed).logits.flatten(0, 1)[:4]
             logits = self.head(hidden.to(device))
+            factor = 40 / logits.abs().max()
+            with self.head.register_forward_hook(lambda _, __, out: factor * out):
+                own = self._hidden(model, packed).logits.flatten(0, 1)[:4]
         finally:
-            spread.remove()
             model.train(training)
+        logits *= factor
         tried = (Behind(*settings) for settings in _settings(model.config.get_text_config()))
         return next((each for each in tried if torch.allclose(each.of(logits.clone()), own, 1e-5, 1e-5)), None)
 

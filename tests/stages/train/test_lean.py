@@ -81,6 +81,29 @@ def test_a_layer_that_does_something_else_is_left_alone() -> None:
     assert changed(model) == {"RMSNorm": 1} and torch.allclose(model(x), expected, atol=1e-6)
 
 
+def test_layers_that_differ_for_small_or_large_tokens_alone_are_left_alone() -> None:
+    """As DeepSeek V4's and GLM 5's MLPs, whose gates are capped, and a norm that adds its epsilon to the root."""
+
+    class CappedMLP(nn.Module):
+        def __init__(self, cap: float):
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8, bias=False) for _ in range(3))
+            self.act_fn, self.cap = nn.SiLU(), cap
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate, up = self.gate_proj(x).clamp(max=self.cap), self.up_proj(x).clamp(-self.cap, self.cap)
+            return self.down_proj(self.act_fn(gate) * up)
+
+    class OutsideRMSNorm(nn.RMSNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * self.weight
+
+    torch.manual_seed(0)
+    model = nn.ModuleList([CappedMLP(10.0), CappedMLP(torch.inf), OutsideRMSNorm(8, eps=1e-5), nn.RMSNorm(8, eps=1e-5)])
+    lean.install(model, 0)
+    assert ["forward" in vars(layer) for layer in model] == [False, True, False, True]
+
+
 def test_narrow_layers_are_left_alone() -> None:
     model = tiny("llama")
     lean.install(model)

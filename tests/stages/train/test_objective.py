@@ -110,10 +110,13 @@ def test_rows_in_half_precision_grow_to_few_lengths_and_keep_their_losses(kind: 
 
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LATENT = {"num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+          "qk_rope_head_dim": 4, "v_head_dim": 8}  # fmt: skip
 BEHIND = {
     "granite": ({"logits_scaling": 8.0}, Behind(1 / 8)),
     "cohere": ({"logit_scale": 0.0625}, Behind(0.0625)),
     "hyperclovax": ({"logits_scaling": 0.5}, Behind(0.5)),
+    "minicpm3": (LATENT | {"dim_model_base": 4}, Behind(1 / 8)),  # which divides what it gives its head
     "gemma2": ({"head_dim": 8, "final_logit_softcapping": 1.5}, Behind(1.0, 1.5)),
     "llama": ({"final_logit_softcapping": 30.0, "logits_scaling": 8.0}, Behind()),  # which it does not look at
     "nanochat": ({"final_logit_softcapping": 15.0}, Behind(1.0, 15.0)),

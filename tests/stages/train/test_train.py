@@ -127,6 +127,11 @@ def test_the_number_of_workers_changes_nothing_also_on_resume(run: Run, tmp_path
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
+def test_without_workers_no_process_is_started_for_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.resource_tracker, "ensure_running", None)
+    assert next_batch(trainer(run)).documents
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_model_with_a_parameter_that_gets_no_gradient_is_resumed(
     run: Run, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
