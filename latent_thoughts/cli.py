@@ -425,6 +425,8 @@ def _tell_tasks(results: list[dict[str, object]]) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # no bars beside our own: transformers has one for GGUF files that its own setting does not reach
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except (UserError, *places.errors()) as error:
