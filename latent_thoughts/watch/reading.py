@@ -133,7 +133,7 @@ def _besides(folder: Path, wanted: list[Path]) -> list[Row]:
     """Further E-steps, and what the recipe does not name: such as a raw model that gains are measured against. Of
     these only stages that were begun, since nobody may want the others."""
     found = [("", path) for path in sorted((folder / "baselines").glob("*")) if "." not in path.name]
-    found += [(f"{p.parent.name} ", p) for p in sorted((folder / "samples").glob("*/iter_*"))]
+    found += [(f"{p.parent.name} ", p) for p in sorted((folder / "samples").glob("*/iter_*")) if p.name[5:].isdigit()]
     rows = []
     for of, path in found:
         parts = {name: part for name, part in _parts(path, STAGES).items() if part.state != "open"}

@@ -154,11 +154,14 @@ def test_variants_and_what_the_recipe_does_not_name_are_listed(run: Path) -> Non
     )
     stage(run / "variants/few/iter_01/sample", SAMPLED)
     stage(run / "baselines/raw/train", {"seconds": 1.0})
+    stage(run / "samples/em_2/iter_01/sample", SAMPLED)
+    stage(run / "samples/em_2/iter_01.old/sample", SAMPLED)  # somebody's copy
     rows = {row.name: {name: part.state for name, part in row.parts.items()} for row in read(run).rows}
     whole = {"sample": "open", "train": "open", "evaluate": "open"}
     assert rows["variant few 1"] == {**whole, "sample": "done"}
     assert rows["variant long 1"] == rows["variant long 2"] == whole
     assert rows["raw"] == {"train": "done"}
+    assert [name for name in rows if name.startswith("em_2")] == ["em_2 1"]
 
 
 def test_the_command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
