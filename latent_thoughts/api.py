@@ -10,6 +10,7 @@ it is within a minor version; all else in the package may change.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.engines.joint import Seeds, infer, tasks
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.places import place
-from latent_thoughts.provenance import save_recipe
+from latent_thoughts.provenance import record_recipe
 from latent_thoughts.seeds import recipe_path
 from latent_thoughts.store import run_lock
 from latent_thoughts.types import (
@@ -179,33 +180,33 @@ class RunFolder:
 
     def prepare(self) -> Manifest:
         """Reads, splits, chunks and tokenises the corpus, and sets up the base model."""
-        with self._held():
+        with self._held(self._run.prepared):
             return self._run.prepare()
 
     def synthesize(self) -> Manifest:
         """The warm start's thoughts: those that come with the data, or a teacher's."""
-        with self._held():
+        with self._held(self._run.synthesized(self.recipe.synthesize.method)):
             return self._run.synthesize()
 
     def sample(self, iteration: int = 1) -> Manifest:
         """E-step: thoughts for the corpus, by the model of the iteration before. `counts` are its health."""
-        with self._held():
+        with self._held(self._loop.iteration(iteration) / "sample"):
             return self._loop.sample(iteration)
 
     def train(self, iteration: int = 0) -> Manifest:
         """M-step: a model trained on the documents with their thoughts."""
-        with self._held():
+        with self._held(self._loop.iteration(iteration) / "train"):
             return self._run.train_warm_start() if iteration == 0 else self._loop.train(iteration)
 
     def evaluate(self, iteration: int = 0) -> dict[str, Any]:
         """Held-out likelihood, bound and answers of an iteration's model, and the recipe's tasks: a row of
         results.json."""
-        with self._held():
+        with self._held(self._loop.iteration(iteration) / "evaluate"):
             return self._loop.evaluate(iteration)[0]
 
     def em(self) -> list[dict[str, Any]]:
         """All stages in turn; the rows of results.json."""
-        with self._held():
+        with self._held(None):
             return em.em(self.recipe, self.folder)
 
     def model(self, iteration: int = 0) -> Path:
@@ -222,8 +223,10 @@ class RunFolder:
             yield from part
 
     @contextlib.contextmanager
-    def _held(self) -> Generator[None]:
+    def _held(self, made: Path | None) -> Generator[None]:
+        """The run's lock, with the recipe left in the folder before stage `made` is made (None: all of them)."""
         models.set_up_torch(self.recipe.threads)
         with run_lock(self.folder):
-            save_recipe(self.recipe, self.folder)
+            if made is not None and (told := record_recipe(self.recipe, self.folder, made)):
+                warnings.warn(told, stacklevel=4)
             yield

@@ -93,6 +93,10 @@ def test_a_run_folder_does_what_the_commands_do(small: dict[str, Any], tmp_path:
     run.train(1)
     rows = [run.evaluate(n) for n in (0, 1)]
     assert [row["method"] for row in rows] == ["warm_start", "em"]
+    saved = (run.folder / "recipe.yaml").read_text()
+    with pytest.warns(UserWarning, match=r"other settings \(train.lr, evaluate.documents\): its recipe.yaml stays"):
+        RunFolder(load_recipe(path, ["train.lr=3e-4", "evaluate.documents=4"]), run.folder).evaluate(0)
+    assert (run.folder / "recipe.yaml").read_text() == saved  # its models were made with that
     whole = RunFolder(recipe, tmp_path / "whole")
     assert [{**row, "seconds": 0} for row in whole.em()] == [{**row, "seconds": 0} for row in rows]
     assert read_manifest(whole.model(1)).key == read_manifest(run.model(1)).key

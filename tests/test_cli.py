@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,16 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert f"latent-thoughts {verb}" in said and "ANYWHERE" not in said.upper()
     for name in cli.app[verb].assemble_argument_collection():
         assert name.parameter.help, f"{verb} does not say what {name.name} is"
+
+
+def test_libraries_show_no_bars_of_their_own() -> None:
+    """Such as that of transformers for a GGUF file, which is tqdm's as it is."""
+    program = "import contextlib; from latent_thoughts.cli import main\n"
+    program += "with contextlib.suppress(SystemExit): main()\n"
+    program += "from tqdm.auto import tqdm; list(tqdm(range(3)))"
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    command = [sys.executable, "-c", program, "--version"]
+    assert subprocess.run(command, env=environment, check=True, capture_output=True).stderr == b""
 
 
 def test_help_names_every_experiment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,11 @@ def works(recipe: Recipe, found: Survey, shape: Shape) -> list[Work]:
     return list(_Planner(recipe, found, shape).run())
 
 
+def _batch(config: Train) -> float:
+    """Tokens of a step."""
+    return config.rows * config.sequence_length * FILL
+
+
 @dataclass
 class _Planner:
     recipe: Recipe
@@ -160,9 +165,10 @@ class _Planner:
         own, paper = self.recipe.sample, self._paper
         done = [own, *([paper] if "em_paper" in self.recipe.em.baselines else [])]
         for k in self.recipe.em.samples:
-            for name, config in (("default", own), ("paper", paper)):
+            for name, config in (("em", own), ("em_paper", paper)):
                 drawn = config.model_copy(update={"k": k, "last_k": None})
                 if drawn not in done:
+                    done.append(drawn)
                     yield from self._iterations(drawn, f"samples/{name}_{k}/iter_")
 
     def _synthesize(self, stage: str, config: Synthesize) -> Work:
@@ -220,14 +226,19 @@ class _Planner:
         )
 
     def _evaluate(self, stage: str, thinks: bool = True) -> Work:
-        """Bounds with the largest K, and an answer a document where the recipe asks for answers. A model of raw text
-        does neither think for the one, which is its likelihood, nor for the other."""
+        """The likelihood in raw text, in the thoughtless form and behind the empty thought; bounds with the largest K,
+        and an answer a document where the recipe asks for answers. A model of raw text has the first likelihood alone,
+        and answers without a thought."""
         config, split = self.recipe.evaluate, self.found.splits["held_out"]
         split = replace(split, documents=min(config.documents, split.documents))
         sample = self.recipe.sample.model_copy(
             update={"k": max(config.bound), "posterior_share": config.bound_posterior_share}
         )
-        work = self._sample(stage, sample, split) if thinks else self._score(stage, split)
+        work = self._score(stage, split, 3 if thinks else 1)
+        if thinks:
+            bounds = self._sample(stage, sample, split)
+            encoded, flops = bounds.encode_tokens + work.encode_tokens, bounds.encode_flops + work.encode_flops
+            work = replace(bounds, encode_tokens=encoded, encode_flops=flops)
         pieces = len(split.pieces) / max(1, split.read)
         thought = split.mean("thought") / max(pieces, 1e-9) + 2 if thinks else 0
         answers = split.documents * (thought + split.mean("chunk"))
@@ -237,9 +248,9 @@ class _Planner:
             work, decode_tokens=work.decode_tokens + answers, decode_flops=work.decode_flops + flops, bytes=0.0
         )
 
-    def _score(self, stage: str, split: Split) -> Work:
-        """The likelihood of every chunk behind its context, in raw text."""
-        context, chunk, documents = split.mean("context"), split.mean("chunk"), split.documents
+    def _score(self, stage: str, split: Split, forms: int) -> Work:
+        """The likelihood of every chunk behind its context, in so many forms."""
+        context, chunk, documents = split.mean("context"), split.mean("chunk"), forms * split.documents
         keys = (context + chunk) / max(len(split.pieces) / max(1, split.read), 1e-9) / 2
         flops = self.shape.forward(context, keys, False) + self.shape.forward(chunk, keys, True)
         return Work(stage, encode_tokens=documents * (context + chunk), encode_flops=documents * flops)
@@ -255,7 +266,7 @@ class _Planner:
         )
         unit, amount = config.budget
         trained = {
-            "steps": amount * config.rows * config.sequence_length * FILL,
+            "steps": amount * _batch(config),
             "tokens": amount,
             "raw_tokens": amount * tokens / max(raw, 1),
             "epochs": amount * tokens,
@@ -279,14 +290,16 @@ class _Planner:
         if name in PARAPHRASES:
             config = parse(Synthesize, recipe.synthesize.model_dump() | {"method": name, "prompts": []}, "synthesize")
             yield self._synthesize(f"{folder}/synthesize", config)
-        raw, total = recipe.raw_train, sum(w.train_tokens for w in trained)
+        raw, warm_start, total = recipe.raw_train, recipe.warm_start_train, sum(w.train_tokens for w in trained)
+        first = trained[0].train_tokens
+        steps = first / _batch(warm_start) + (total - first) / _batch(recipe.train)
         configs = {
-            "warm_start_matched": (recipe.warm_start_train.with_budget("tokens", total), both[:1]),
+            "warm_start_matched": (warm_start.with_budget("steps", round(steps)), both[:1]),
             "oracle": (recipe.train, both),
             "raw": (raw, both),
             "raw_tokens": (raw.with_budget("raw_tokens", sum(w.raw_tokens for w in trained)), both),
             "raw_flops": (raw.with_budget("tokens", total), both),
         }
-        like_warm_start = (raw.with_budget("tokens", trained[0].train_tokens), both)
+        like_warm_start = (raw.with_budget("tokens", first), both)
         yield self._train(f"{folder}/train", *configs.get(name, like_warm_start))
         yield self._evaluate(f"{folder}/evaluate", name in ("warm_start_matched", "oracle"))

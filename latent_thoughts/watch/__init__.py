@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from latent_thoughts.types import UserError
-from latent_thoughts.watch.reading import State, find, read, status
+from latent_thoughts.watch.reading import State, alive, find, read
 from latent_thoughts.watch.showing import show
 
 __all__ = ["watch"]
@@ -42,8 +42,10 @@ def watch(folder: Path, every: float = 1.0, once: bool = False, console: Console
 
 
 def over(folder: Path, states: list[State]) -> bool:
-    """Whether nothing works: no run, and not what starts them one after the other either."""
-    return not any(state.working for state in states) and status(folder) != "working"
+    """Whether nothing works: no run, and not what starts them one after the other either. (An experiment has results of
+    its own before its cells run.)"""
+    starts = [state.folder for state in states] != [folder] and alive(folder)
+    return not starts and not any(state.working for state in states)
 
 
 def look(folder: Path) -> list[State]:

@@ -97,14 +97,14 @@ def read(folder: Path) -> State:
     )
 
 
-def status(folder: Path, sign: float = 0.0, parts: Sequence[Part] = ()) -> str:
-    """What a folder's lock, results and stages tell, where `sign` is when anything else in it was last written."""
+def status(folder: Path, sign: float, parts: Sequence[Part]) -> str:
+    """What a run's lock, results and stages tell, where `sign` is when anything else in it was last written."""
     written, states = _changed(folder / "results.json"), {part.state for part in parts}
     last = written >= max(sign, _changed(folder / ".lock"))  # equal in a store, which counts seconds
     complete = bool(written) and "open" not in states  # a single evaluation writes results too
     if complete and last:
         return "finished"  # results come last; the process may live on, for another run
-    if _alive(folder):
+    if alive(folder):
         return "working"
     return "stopped" if "working" in states else "finished" if complete else "idle"
 
@@ -133,7 +133,7 @@ def _besides(folder: Path, wanted: list[Path]) -> list[Row]:
     """Further E-steps, and what the recipe does not name: such as a raw model that gains are measured against. Of
     these only stages that were begun, since nobody may want the others."""
     found = [("", path) for path in sorted((folder / "baselines").glob("*")) if "." not in path.name]
-    found += [(f"{p.parent.name} ", p) for p in sorted((folder / "samples").glob("*/iter_*"))]
+    found += [(f"{p.parent.name} ", p) for p in sorted((folder / "samples").glob("*/iter_*")) if p.name[5:].isdigit()]
     rows = []
     for of, path in found:
         parts = {name: part for name, part in _parts(path, STAGES).items() if part.state != "open"}
@@ -153,7 +153,7 @@ def _part(folder: Path) -> Part:
     return Part(folder.name, folder, "working" if (folder / "stage.json").exists() else "open")
 
 
-def _alive(folder: Path) -> bool:
+def alive(folder: Path) -> bool:
     """Whether the process that last locked the folder holds it still. The lock itself is not tried: for a moment that
     would keep a run from starting."""
     if remote(folder):

@@ -77,6 +77,8 @@ def test_the_raw_model_of_a_run_is_planned_as_it_is_trained_and_once(run: Run) -
 
 def planned_for(name: str, *overrides: str) -> dict[str, Work]:
     plan = estimate(load_recipe(RECIPES / f"{name}.yaml", ["plan.device=h100", *overrides]))
+    names = [work.stage for work in plan.works]
+    assert len(names) == len(set(names))
     return {work.stage: work for work in plan.works}
 
 
@@ -96,13 +98,26 @@ def test_more_samples_are_planned_in_both_presets_and_none_twice() -> None:
     def more(*overrides: str) -> set[str]:
         return {name.split("/")[1] for name in planned_for("castle", *given, *overrides) if name.startswith("samples/")}
 
-    assert more("em.baselines=[]") == {"default_4", "paper_4", "paper_16"}
-    assert more("em.baselines=[em_paper]") == {"default_4", "paper_16"}
-    assert more("em.baselines=[em_paper]", "sample.last_k=8") == {"default_4", "default_16", "paper_16"}
+    assert more("em.baselines=[]") == {"em_4", "em_paper_4", "em_paper_16"}
+    assert more("em.baselines=[em_paper]") == {"em_4", "em_paper_16"}
+    assert more("em.baselines=[em_paper]", "sample.last_k=8") == {"em_4", "em_16", "em_paper_16"}
     done = planned_for("castle", *given, "em.baselines=[]")
-    four, paper = (done[f"samples/{name}_4/iter_01/sample"] for name in ("default", "paper"))
+    four, paper = (done[f"samples/{name}_4/iter_01/sample"] for name in ("em", "em_paper"))
     assert four.decode_tokens == paper.decode_tokens == done["iter_01/sample"].decode_tokens / 4
     assert four.encode_tokens > paper.encode_tokens  # draws from the prior are scored under the posterior too
+
+
+def test_the_same_e_step_in_both_presets_is_planned_once() -> None:
+    given = ["em.iterations=1", "em.samples=[2, 2]", "sample={preset: paper, max_thought_tokens: 10, max_tokens: 64}"]
+    done = planned_for("castle", *given, "em.baselines=[]")
+    assert {name.split("/")[1] for name in done if name.startswith("samples/")} == {"em_2"}
+
+
+def test_the_matched_warm_start_is_planned_by_steps() -> None:
+    """Of its own batches, which may be smaller than EM's."""
+    done = planned_for("castle", "em.iterations=2", "em.warm_start={steps: 100, rows: 2}", "train.rows=8")
+    warm, matched = (done[name].train_tokens for name in ("iter_00/train", "baselines/warm_start_matched/train"))
+    assert matched == pytest.approx(warm / 100 * (100 + 400 + 400))
 
 
 def test_models_of_raw_text_do_not_think() -> None:
@@ -110,6 +125,9 @@ def test_models_of_raw_text_do_not_think() -> None:
     raw, oracle = (done[f"baselines/{name}/evaluate"] for name in ("raw_tokens", "oracle"))
     assert 0 < raw.decode_tokens < oracle.decode_tokens / 4  # the answers alone
     assert 0 < raw.encode_tokens < oracle.encode_tokens
+    scored = planned_for("castle", "em.baselines=[]", "evaluate.bound=[1]")["iter_00/evaluate"].encode_tokens
+    one = planned_for("castle", "em.baselines=[]", "evaluate.bound=[2]")["iter_00/evaluate"].encode_tokens - scored
+    assert scored - one > 3 * raw.encode_tokens  # three likelihoods, and the prompts of the draws
     without = planned_for("castle", "em.baselines=[raw_tokens]", "evaluate.answer=null")[
         "baselines/raw_tokens/evaluate"
     ]

@@ -22,7 +22,7 @@ from latent_thoughts.metrics import Metrics
 from latent_thoughts.progress import ProgressFile, track
 from latent_thoughts.store import run_lock, write_json
 from latent_thoughts.types import UserError
-from latent_thoughts.watch import watch
+from latent_thoughts.watch import look, over, watch
 from latent_thoughts.watch.reading import find, read
 from latent_thoughts.watch.showing import show, since, sparkline, warnings
 
@@ -154,11 +154,14 @@ def test_variants_and_what_the_recipe_does_not_name_are_listed(run: Path) -> Non
     )
     stage(run / "variants/few/iter_01/sample", SAMPLED)
     stage(run / "baselines/raw/train", {"seconds": 1.0})
+    stage(run / "samples/em_2/iter_01/sample", SAMPLED)
+    stage(run / "samples/em_2/iter_01.old/sample", SAMPLED)  # somebody's copy
     rows = {row.name: {name: part.state for name, part in row.parts.items()} for row in read(run).rows}
     whole = {"sample": "open", "train": "open", "evaluate": "open"}
     assert rows["variant few 1"] == {**whole, "sample": "done"}
     assert rows["variant long 1"] == rows["variant long 2"] == whole
     assert rows["raw"] == {"train": "done"}
+    assert [name for name in rows if name.startswith("em_2")] == ["em_2 1"]
 
 
 def test_the_command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +230,19 @@ def test_it_watches_until_the_run_ends(run: Path) -> None:
     watch(run, every=0.05, console=screen)
     said = screen.export_text()
     assert "working" in said and "stopped" in said
+
+
+def test_it_waits_for_the_cells_of_an_experiment(tmp_path: Path) -> None:
+    """Between the runs of its seeds, whose results are there, and those of its cells nothing works for a moment."""
+    seed = tmp_path / "seed_0"
+    stage(seed / "base", {})
+    with run_lock(tmp_path):
+        later = time.time() + 1
+        write_json(tmp_path / "results.json", {"rows": []})
+        os.utime(tmp_path / "results.json", (later, later))
+        assert not over(tmp_path, look(tmp_path))
+        assert over(seed, look(seed))
+    assert over(tmp_path, look(tmp_path))
 
 
 def test_it_takes_no_lock_and_writes_nothing(run: Path) -> None:

@@ -12,6 +12,7 @@ beside the difference.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,12 +77,12 @@ class Comparison:
 
 
 def load(folder: Path) -> Model:
-    """Raises UserError where nothing was evaluated in the folder, or more than one model was."""
+    """Raises UserError where no evaluation in the folder is complete, or more than one model was evaluated."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist")
     stages = _evaluated(folder)
     if not stages:
-        raise UserError(f"{folder} holds no evaluation: run latent-thoughts evaluate first")
+        raise UserError(f"{folder} holds no evaluation that is complete: run latent-thoughts evaluate first")
     models = sorted({str(_model_of(stage)) for stage in stages})
     if len(models) > 1:
         raise UserError(f"{folder} holds {len(models)} models, name one: {', '.join(models[:5])}")
@@ -115,15 +116,10 @@ def _costs(shard: Path) -> dict[tuple[str, int, str], Cost]:
 
 
 def _evaluated(folder: Path) -> list[Path]:
-    """The stages in a folder that asked a task or scored held-out text; not those set aside (NAME.KEY)."""
-    found = dict[Path, None]()
-    for path in below(folder):
-        stage = path.parent
-        asked = path.name == "samples.parquet" and (stage / "manifest.json").exists()
-        scored = path.name.startswith("likelihood-") and path.suffix == ".parquet"
-        if (asked or scored) and (stage == folder or "." not in stage.name):
-            found[stage] = None
-    return list(found)
+    """The complete stages in a folder that asked a task or scored held-out text; not those set aside (NAME.KEY)."""
+    evaluated = re.compile(r"samples\.parquet|likelihood-\d+\.parquet")
+    stages = dict.fromkeys(path.parent for path in below(folder) if evaluated.fullmatch(path.name))
+    return [s for s in stages if (s / "manifest.json").exists() and (s == folder or "." not in s.name)]
 
 
 def _model_of(stage: Path) -> Path:

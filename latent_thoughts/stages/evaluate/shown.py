@@ -111,7 +111,8 @@ def comparison_tables(models: Sequence[Model], found: Sequence[Comparison]) -> l
     tests = ", ".join(dict.fromkeys(c.difference.test for c in found))
     note = f"Points of accuracy, or bits per byte (lower is better), with 95 % intervals. p: {tests}; adjusted: false "
     note += f"discovery rate; a difference is called real below {SIGNIFICANT}. Unless p is Welch's, training seeds are "
-    note += "held fixed: it tells of other questions and texts, not of models that are trained anew."
+    note += "held fixed: it tells of other questions and texts, not of models that are trained anew. Welch's p "
+    note += "tells of these, on the same questions."
     for c in found:
         if any(c.unfinished):
             first, second = letters[c.first], letters[c.second]

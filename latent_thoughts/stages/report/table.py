@@ -19,7 +19,7 @@ from latent_thoughts.stages.report.summary import (
 )
 from latent_thoughts.stages.report.tasks import tasks
 
-LEFT_OUT = " †"
+LOOSE = " †"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +43,18 @@ def nats(found: Mean | None) -> str:
 
 
 def bound(line: Line, k: str) -> str:
-    """L_K in nats a token, marked where chunks are left out of it."""
-    out = line.mean(f"bound_unfinished.{k}")
-    return nats(line.mean(f"bound_per_token.{k}")) + (LEFT_OUT if out and out.value > 0 else "")
+    """L_K in nats a token, marked where no thought about some chunks came to an end."""
+    unfinished = line.mean(f"bound_unfinished.{k}")
+    return nats(line.mean(f"bound_per_token.{k}")) + (LOOSE if unfinished and unfinished.value > 0 else "")
 
 
-def left_out(lines: list[Line], bounds: list[str]) -> list[str]:
+def loose(lines: list[Line], bounds: list[str]) -> list[str]:
     """What the mark of a bound means, where one has it."""
     shares = [m.value for line in lines for k in bounds if (m := line.mean(f"bound_unfinished.{k}")) and m.value > 0]
     if not shares:
         return []
-    most = f"up to {percents(max(shares))} % of them"
-    return [
-        f"{LEFT_OUT.strip()} Without the chunks about which no thought came to an end, {most}: they would lower it."
-    ]
+    most = f"About up to {percents(max(shares))} % of the chunks no thought came to an end"
+    return [f"{LOOSE.strip()} {most}: these count with the bound of the empty thought, which is loose."]
 
 
 def count(found: Mean | None) -> str:
@@ -135,7 +133,7 @@ def main_notes(results: Results, rows: list[Line], apart: bool) -> list[str]:
     if results.bounds:
         names = f"{bound_name(results.bounds[-1])}: lower bound on log p(text) with {results.bounds[-1]} thoughts"
         notes.append(f"{names}, higher is better; NLL: without a thought, lower is better. Nats per token.")
-        notes += left_out(rows, results.bounds)
+        notes += loose(rows, results.bounds)
     if any(line.method in LOOPS for line in rows):
         notes.append("Tokens, steps and seconds of EM count from the warm start on.")
     return notes
@@ -198,7 +196,7 @@ def variants_table(results: Results) -> Table | None:
             count(line.spent("seconds.sample", "seconds.train")),
         ]
         cells.append(("em", "strong" if line is own else "", row))
-    marked = left_out([own, *(results.variant(name)[-1] for name in results.variants)], results.bounds[-1:])
+    marked = loose([own, *(results.variant(name)[-1] for name in results.variants)], results.bounds[-1:])
     return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start.", *marked])
 
 

@@ -106,6 +106,14 @@ def test_mistakes_of_comparing(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+def test_an_evaluation_that_was_killed_is_not_compared(tmp_path: Path) -> None:
+    """Its first 50 documents are no figure of the model."""
+    folder = scored(tmp_path / "a", [60.0] * 4)
+    (folder / "evaluate" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="holds no evaluation that is complete: run latent-thoughts evaluate first"):
+        load(folder)
+
+
 def scored(
     folder: Path, costs: Sequence[float], k: Sequence[int] = (1, 4), text: str = "", never: Sequence[int] = ()
 ) -> Path:
@@ -117,7 +125,9 @@ def scored(
          "bounds": [(i, -cost - 9 * (max(k) - i)) for i in k], "finished": [(i, float(n not in never)) for i in k]}
         for n, cost in enumerate(costs)
     ]  # fmt: skip
-    Stage(folder / "evaluate", "evaluate", "k").write("likelihood-00000.parquet", rows, likelihood.SCORES, {})
+    stage = Stage(folder / "evaluate", "evaluate", "k")
+    stage.write("likelihood-00000.parquet", rows, likelihood.SCORES, {})
+    stage.close(["likelihood-00000.parquet"], {})
     return folder
 
 
@@ -148,6 +158,7 @@ def test_only_the_same_text_is_compared(tmp_path: Path) -> None:
     old = tmp_path / "old" / "likelihood-00000.parquet"
     old.parent.mkdir()
     pq.write_table(pq.read_table(a / "evaluate" / old.name).drop_columns(["text", "finished"]), old)
+    (old.parent / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="written by an earlier version: run latent-thoughts evaluate again"):
         load(old.parent)
 

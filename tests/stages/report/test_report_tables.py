@@ -66,16 +66,17 @@ def test_lines_of_the_table(tmp_path: Path) -> None:
     ]
 
 
-def test_bounds_that_leave_chunks_out_are_marked(tmp_path: Path) -> None:
+def test_bounds_that_are_loose_are_marked(tmp_path: Path) -> None:
     rows = [row("warm_start", bound_unfinished={"1": 0.0, "4": 0.0}), em_row(bound_unfinished={"1": 0.125, "4": 0.004})]
     other = em_row(bound_unfinished={"1": 0.5, "4": 0.25}, variant="few")
     found = results(tmp_path, [*rows, other])
     shown = table.main_table(found)
     assert [cells[4:6] for *_, cells in shown.lines] == [["−1.000", "−0.500"], ["−1.000 †", "−0.500 †"]]
     (note,) = [note for note in shown.notes if note.startswith("†")]
-    assert "no thought came to an end, up to 13 % of them" in note
+    assert "About up to 13 % of the chunks no thought came to an end" in note
+    assert "count with the bound of the empty thought" in note  # and are not left out
     variants = table.variants_table(found)
-    assert variants is not None and "up to 25 % of them" in variants.notes[-1]
+    assert variants is not None and "up to 25 % of the chunks" in variants.notes[-1]
     without = table.main_table(results(tmp_path, [row("warm_start"), em_row()]))
     assert not any("†" in text for text in [*without.notes, *without.lines[-1][2]])
 

@@ -1,0 +1,4 @@
+from latent_thoughts.cli import main
+
+if __name__ == "__main__":
+    main()
