@@ -159,6 +159,14 @@ def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dic
     assert rates[0][0] < rates[0][1] and rates[1][0] == max(rates[1])  # it is warmed up once
 
 
+def test_more_iterations_than_slices_are_refused_by_the_first(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["em"] = {"iterations": 9, "baselines": [], "regime": "continual"}
+    small["train"]["steps"] = 2
+    with pytest.raises(UserError, match="holds 4 corpus shards, too few for 9 iterations"):
+        em(resolve(small), tmp_path)
+    assert not (tmp_path / "iter_01/train").exists()
+
+
 def test_an_iteration_of_the_continual_regime_has_its_own_documents_forms_and_start(
     tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
