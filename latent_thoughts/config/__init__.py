@@ -187,6 +187,7 @@ Baseline = Literal[
     "em_paper", "oracle",
 ]  # fmt: skip
 VARIED = ("sample", "train", "em", "engine")  # what an EM run may have of its own: all that comes after the warm start
+SHARED = {"warm_start", "baselines", "samples", "variants"}  # what of `em` is none of a variant's
 
 
 class EM(Section):
@@ -198,7 +199,7 @@ class EM(Section):
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
     baselines: list[Baseline] = ["raw_tokens"]
-    samples: list[Positive] = []  # further EM runs with these K, in both presets
+    samples: list[Positive] = []  # further EM runs with these K, by `sample` and by the paper's preset
     variants: dict[str, dict[str, Any]] = {}  # further EM runs with other settings: {NAME: {sample: {keep: 4}}}
 
 
@@ -268,6 +269,8 @@ class Recipe(Section):
         for section, settings in changes.items():
             if section not in VARIED or not isinstance(settings, dict):
                 raise ValueError(f"em.variants.{name} may change {', '.join(VARIED)}, a mapping each, not {section}")
+            if section == "em" and (shared := SHARED & settings.keys()):
+                raise ValueError(f"em.variants.{name} cannot change em.{min(shared)}, which is the whole run's")
             if section == "train" and any(budget in settings for budget in BUDGETS):
                 values[section] |= dict.fromkeys(BUDGETS)
             if "preset" in settings:
