@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from latent_thoughts.config.base import (
     BAD_YAML,
@@ -114,8 +114,6 @@ BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
 
 class Train(Section):
     """The M-step. Exactly one of steps, tokens, raw_tokens and epochs is the budget."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     steps: Positive | None = None
     tokens: Positive | None = None
