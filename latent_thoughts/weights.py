@@ -56,6 +56,24 @@ def bound(log_w: np.ndarray) -> float:
     return logsumexp(log_w) - float(np.log(len(log_w)))
 
 
+def bound_beside(log_empty: float, log_w: np.ndarray) -> float:
+    """L_K of one chunk from groups of K draws, shape (groups, K), and `log_empty` = log p(empty, x | c). Draws of the
+    empty thought weigh nothing in `log_w`, as unfinished ones do.
+
+    log w̄ is -inf for a group without a finished thought, and its mean over the other groups alone is no bound. So
+    the empty thought's share of the likelihood is not left to chance, but computed. With P̂ the share of groups with
+    w̄ > 0,
+
+        L_K = log(p(empty, x | c) + P̂ exp(mean of log w̄ over those groups))
+
+    The geometric mean is at most the arithmetic one: in the brackets stands at most p(empty, x | c) plus the mean
+    weight of all draws, whose expectation is at most p(x | c). So E[L_K] <= log p(x | c), by Jensen's inequality.
+    """
+    bounds = [b for b in map(bound, log_w) if np.isfinite(b)]
+    of_thoughts = float(np.mean(bounds) + np.log(len(bounds) / len(log_w))) if bounds else -np.inf
+    return float(np.logaddexp(log_empty, of_thoughts))
+
+
 def choose(
     log_w: np.ndarray, thoughts: Sequence[Hashable], method: str, rng: np.random.Generator, keep: int = 1
 ) -> list[int]:

@@ -82,6 +82,7 @@ def test_all_unknown_keys_are_named_at_once() -> None:
         ({"sample": {"preset": ["paper"]}}, "sample.preset"),
         ({"sample": {"preset": "papers"}}, "sample.preset"),
         ({"sample": {"temperature": [1.0, 0.0]}}, "sample.temperature"),
+        ({"evaluate": {"bound_temperature": float("inf")}}, "evaluate.bound_temperature"),
         ({"em": {"baselines": ["rawtokens"]}}, "em.baselines"),
     ],
 )

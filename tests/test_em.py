@@ -159,6 +159,14 @@ def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dic
     assert rates[0][0] < rates[0][1] and rates[1][0] == max(rates[1])  # it is warmed up once
 
 
+def test_more_iterations_than_slices_are_refused_by_the_first(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["em"] = {"iterations": 9, "baselines": [], "regime": "continual"}
+    small["train"]["steps"] = 2
+    with pytest.raises(UserError, match="holds 4 corpus shards, too few for 9 iterations"):
+        em(resolve(small), tmp_path)
+    assert not (tmp_path / "iter_01/train").exists()
+
+
 def test_an_iteration_of_the_continual_regime_has_its_own_documents_forms_and_start(
     tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +279,26 @@ def test_an_e_step_without_a_finished_thought_ends_the_run(tmp_path: Path, small
         with pytest.raises(UserError, match="iter_01.*none of 160 thoughts came to an end"):
             em(resolve(small), tmp_path)
         assert not (tmp_path / "iter_01" / "train").exists()
+
+
+def test_an_em_run_beside_the_main_one_that_comes_to_nothing_leaves_the_others(
+    tmp_path: Path, small: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {
+        "short": {"sample": {"preset": "paper", "max_thought_tokens": 1}},
+        "strict": {"sample": {"margin": 1e6}, "em": {"mix": {"warm_start": 0}}},
+        "sound": {"sample": {"accept": "all"}},
+    }
+    small["em"] |= {"iterations": 1, "baselines": [], "warm_start": {"steps": 90}, "variants": variants}
+    small["train"]["steps"] = 5
+    for _ in range(2):  # the same command says the same
+        rows = em(resolve(small), tmp_path)
+        assert [(r["method"], r.get("variant")) for r in rows] == [("warm_start", None), ("em", None), ("em", "sound")]
+        told = json.loads((tmp_path / "results.json").read_text())["run"]["ended"]
+        assert "short" in told[0] and "none of 160 thoughts came to an end" in told[0]
+        assert "strict" in told[1] and "none of 160 thoughts was accepted" in told[1] and len(told) == 2
+        said = capsys.readouterr().err
+        assert all(reason in said for reason in told)
 
 
 def test_gains_against_a_raw_model_that_the_run_trains(tmp_path: Path, small: dict[str, Any]) -> None:

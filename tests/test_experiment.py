@@ -135,6 +135,12 @@ def test_mistakes_are_one_line_each() -> None:
         named("bootstrap").recipe("tiny", ["em.variants={'..': {sample: {k: 3}}}"])
 
 
+@pytest.mark.parametrize("setting", ["warm_start: {lr: 1}", "baselines: [raw]", "samples: [2]", "variants: {}"])
+def test_a_variant_cannot_change_what_it_shares_with_the_run(setting: str) -> None:
+    with pytest.raises(UserError, match=rf"em\.variants\.a cannot change em\.{setting.partition(':')[0]}"):
+        named("bootstrap").recipe("tiny", ["em.variants={a: {em: {" + setting + "}}}"])
+
+
 def test_a_variant_changes_what_it_names_and_nothing_beside_it() -> None:
     recipe = named("ablations").recipe("paper", [])
     changed = recipe.variant("raw_documents_beside").em.mix

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from latent_thoughts.config.base import (
     BAD_YAML,
@@ -115,8 +115,6 @@ BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
 class Train(Section):
     """The M-step. Exactly one of steps, tokens, raw_tokens and epochs is the budget."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     steps: Positive | None = None
     tokens: Positive | None = None
     raw_tokens: Positive | None = None
@@ -187,6 +185,7 @@ Baseline = Literal[
     "em_paper", "oracle",
 ]  # fmt: skip
 VARIED = ("sample", "train", "em", "engine")  # what an EM run may have of its own: all that comes after the warm start
+SHARED = {"warm_start", "baselines", "samples", "variants"}  # what of `em` is none of a variant's
 
 
 class EM(Section):
@@ -198,7 +197,7 @@ class EM(Section):
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
     baselines: list[Baseline] = ["raw_tokens"]
-    samples: list[Positive] = []  # further EM runs with these K, in both presets
+    samples: list[Positive] = []  # further EM runs with these K, by `sample` and by the paper's preset
     variants: dict[str, dict[str, Any]] = {}  # further EM runs with other settings: {NAME: {sample: {keep: 4}}}
 
 
@@ -268,6 +267,8 @@ class Recipe(Section):
         for section, settings in changes.items():
             if section not in VARIED or not isinstance(settings, dict):
                 raise ValueError(f"em.variants.{name} may change {', '.join(VARIED)}, a mapping each, not {section}")
+            if section == "em" and (shared := SHARED & settings.keys()):
+                raise ValueError(f"em.variants.{name} cannot change em.{min(shared)}, which is the whole run's")
             if section == "train" and any(budget in settings for budget in BUDGETS):
                 values[section] |= dict.fromkeys(BUDGETS)
             if "preset" in settings:

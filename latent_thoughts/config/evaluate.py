@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from latent_thoughts.config.base import Pattern, Positive, Section, Seed, Share
 
-Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0)]
 
 
 def _has_group(pattern: str) -> str:
@@ -92,7 +92,7 @@ class Evaluate(Section):
     documents: Positive = 500
     bound: Annotated[list[Positive], Field(min_length=1)] = [1, 4]  # K of the reported bounds
     bound_posterior_share: Share = 0.5
-    bound_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # greedy draws have no density
+    bound_temperature: Annotated[float, Field(gt=0)] = 1.0  # greedy draws have no density
     answer: Answer | None = None  # regular expression whose first group is the answer, in the last chunk
     answer_tokens: Positive = 64
     temperature: Temperature = 0.0  # of thinking and answering; 0 is greedy

@@ -13,13 +13,15 @@ RUN/results.json  RUN/report.html
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from latent_thoughts.config import Recipe
 from latent_thoughts.em.baselines import BASELINES
-from latent_thoughts.em.loop import Loop, Row, row, with_preset
+from latent_thoughts.em.loop import Loop, NoThoughts, Row, row, with_preset
 from latent_thoughts.em.run import PARAPHRASES, Run
 from latent_thoughts.provenance import provenance, save_recipe
 from latent_thoughts.stages.synthesize.asking import Approve
@@ -35,7 +37,10 @@ METHODS = (
 
 
 def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row]:
-    """The whole run: warm start, iterations, baselines, results.json. Resumes where it was stopped."""
+    """The whole run: warm start, iterations, baselines, results.json. Resumes where it was stopped.
+
+    Of the EM runs beside its own, one whose E-step comes to nothing is left out, and `ended` says so in results.json.
+    """
     if recipe.synthesize.method in PARAPHRASES:
         raise UserError(
             f"EM starts from thoughts: set synthesize.method to oracle or latent_thoughts, and put "
@@ -48,18 +53,23 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
     rows = [row(run, "warm_start", 0, 0, run.train_warm_start(), run.evaluate(run.warm_start))]
     loop = Loop(run, "em", recipe.sample, folder)
     rows += loop.rows()
-    for name in recipe.em.baselines:
-        rows += BASELINES[name](run, loop)
-    rows += _more_samples(run)
-    rows += _variants(run)
+    ended: list[str] = []
+    baselines = (BASELINES[name](run, loop) for name in recipe.em.baselines)
+    for further in itertools.chain(baselines, _more_samples(run), _variants(run)):
+        try:
+            rows += list(further)  # all or none: a row of its last iteration would be taken for its end
+        except NoThoughts as error:
+            print(f"latent-thoughts: {error}; the run goes on without it", file=sys.stderr)
+            ended.append(str(error))
     rows.sort(key=lambda r: (METHODS.index(r["method"]), r.get("variant", ""), r["samples"], r["iteration"]))
-    write_json(folder / "results.json", {"run": {**provenance(recipe), "seeds": [recipe.seed]}, "rows": rows})
+    told = {**provenance(recipe), "seeds": [recipe.seed], **({"ended": ended} if ended else {})}
+    write_json(folder / "results.json", {"run": told, "rows": rows})
     return rows
 
 
-def _more_samples(run: Run) -> Iterator[Row]:
-    """EM with every K of `em.samples` and nothing else changed, by the recipe's E-step and by the paper's; what the run
-    has done already is not done again."""
+def _more_samples(run: Run) -> Iterator[Iterator[Row]]:
+    """EM with every K of `em.samples` and nothing else changed, by the recipe's E-step and by the paper's, a run each;
+    what the run has done already is not done again."""
     own, papers = run.recipe.sample, with_preset(run, "paper")
     done = [own, *([papers] if "em_paper" in run.recipe.em.baselines else [])]
     for k in run.recipe.em.samples:
@@ -67,12 +77,16 @@ def _more_samples(run: Run) -> Iterator[Row]:
             config = config.model_copy(update={"k": k, "last_k": None})
             if config not in done:
                 done.append(config)
-                yield from Loop(run, method, config, run.folder / "samples" / f"{method}_{k}").rows()
+                yield Loop(run, method, config, run.folder / "samples" / f"{method}_{k}").rows()
 
 
-def _variants(run: Run) -> Iterator[Row]:
-    """EM with other settings, from the same warm start; their rows have the `variant`."""
+def _variants(run: Run) -> Iterator[Iterator[Row]]:
+    """EM with other settings, from the same warm start, a run each; their rows have the `variant`."""
     for name in run.recipe.em.variants:
         changed = replace(run, recipe=run.recipe.variant(name))
-        for found in Loop(changed, "em", changed.recipe.sample, run.folder / "variants" / name).rows():
-            yield {**found, "variant": name}
+        loop = Loop(changed, "em", changed.recipe.sample, run.folder / "variants" / name)
+        yield _marked(loop.rows(), name)
+
+
+def _marked(rows: Iterator[Row], variant: str) -> Iterator[Row]:
+    return ({**found, "variant": variant} for found in rows)

@@ -21,6 +21,10 @@ from latent_thoughts.types import Manifest, UserError
 Row = dict[str, Any]
 
 
+class NoThoughts(UserError):
+    """An E-step that gave its M-step nothing to train on."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """One EM run: an E-step's settings, and the folder of its iterations (warm start shared)."""
@@ -51,13 +55,15 @@ class Loop:
         model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
         with Ahead(self.ahead(number)) as ahead:
             made = sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
-        draws = int(made.counts.get("draws", 0))
+        mix, draws = recipe.em.mix, int(made.counts.get("draws", 0))
         # the M-step would be the warm start once more
-        if recipe.em.mix.thoughts and draws and made.counts["unfinished"] == draws:
-            raise UserError(
+        if mix.thoughts and draws and made.counts["unfinished"] == draws:
+            raise NoThoughts(
                 f"{folder}: none of {draws:,} thoughts came to an end: raise sample.max_thought_tokens, or teach the "
                 "warm start more (data.warm_start, em.warm_start)"
             )
+        if made.counts.get("left_out_share") == 1 and not (mix.warm_start or mix.raw):
+            raise NoThoughts(f"{folder}: none of {draws:,} thoughts was accepted, and em.mix has nothing beside them")
         return made
 
     def _settings(self) -> Sample:

@@ -54,7 +54,10 @@ def loaded_scorer(recipe: Recipe, folder: Path) -> Iterator[Engine]:
 def _torch(recipe: Recipe, folder: Path, longest: int | None = None) -> TorchEngine:
     model = models.load(folder, recipe.model)
     models.check_positions(model, longest or recipe.sample.max_tokens, "sample.max_tokens")
-    return TorchEngine(model, recipe.engine)
+    engine = TorchEngine(model, recipe.engine)
+    if longest is None:  # else it is what a prompt might be, and the engine looks at those that come
+        engine.passes.check_length(recipe.sample.max_tokens, "sample.max_tokens")
+    return engine
 
 
 def _refuse_too_few_gpus(parallel: int) -> None:

@@ -81,6 +81,7 @@ class Passes:
         if not attention.install(model, store=True):
             kind = model.config.model_type
             raise UserError(f"{kind} does not let its attention be replaced: set engine.kind and engine.scorer to vllm")
+        self.longest = _longest(model)
 
     @property
     def position(self) -> int:
@@ -119,6 +120,8 @@ class Passes:
         def row(values: list[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.long, device=self.device)
 
+        if self.longest:
+            self.check_length(max(positions) + 1)
         out = self.model(
             input_ids=row(ids)[None],
             position_ids=row(positions)[None],
@@ -127,6 +130,14 @@ class Passes:
             branches=branches,
         )
         return out.logits[0]
+
+    def check_length(self, tokens: int, setting: str = "a sequence") -> None:
+        """Raises UserError where the scores of so long a sequence would depend on what shares its pass."""
+        if self.longest and tokens > self.longest:
+            raise UserError(
+                f"{setting} of {tokens} tokens: beyond {self.longest} this model chooses its rotary frequencies by the "
+                f"longest sequence in hand, and its scores would depend on that: keep to {self.longest} or less"
+            )
 
     def draw(self, logits_NV: torch.Tensor, draws: Sequence[Growing]) -> list[bool]:
         """The next token of every draw by its own random number; returns which draws go on."""
@@ -156,6 +167,22 @@ class Passes:
             logprob_N = model_N if scale == 1 else _logprobs(logits_NV, tokens_N, scale)
         columns = torch.stack([tokens_N.double(), logprob_N, model_N]).tolist()  # a GPU is waited for once
         return [d.take(int(token), *values) for d, token, *values in zip(draws, *columns, strict=True)]
+
+
+def _longest(model: Any) -> int | None:
+    """Up to which length rotary frequencies are those that the model was trained with; None where they are always.
+    Beyond it transformers chooses them for the longest sequence of a pass (`dynamic_rope_update`)."""
+    lengths = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layers, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+            if kind == "longrope":
+                parameters = module.config.rope_parameters
+                parameters = parameters if layers is None else parameters[layers]
+                lengths.append(parameters["original_max_position_embeddings"])
+            elif isinstance(kind, str) and "dynamic" in kind:
+                lengths.append(module.original_max_seq_len)
+    return min(lengths, default=None)
 
 
 def nucleus(shares_NV: torch.Tensor, top_p: float) -> torch.Tensor:

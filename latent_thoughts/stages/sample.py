@@ -63,9 +63,15 @@ def sample(
     stage = Stage(folder, "sample", key)
     if (manifest := stage.manifest) is not None:
         return manifest
-    names = [n for n in inputs["prepare"].shards if n.startswith("corpus-")][slices[0] :: slices[1]]
+    names = [n for n in inputs["prepare"].shards if n.startswith("corpus-")]
     if not names:
-        raise UserError(f"{prepared} holds no corpus shards for slice {slices[0] + 1} of {slices[1]}")
+        raise UserError(f"{prepared} holds no corpus shards")
+    if len(names) < slices[1]:  # said at the first slice, not where none is left
+        raise UserError(
+            f"{prepared} holds {len(names)} corpus shards, too few for {slices[1]} iterations with a slice each: lower "
+            "em.iterations or data.shard_documents"
+        )
+    names = names[slices[0] :: slices[1]]
     if raw_model and _vocabulary(raw_model) != _vocabulary(model):
         raise UserError(f"sample.raw_model {raw_model} has another tokenizer than {model}: train it from the same base")
     work = Shards(recipe, config, stage, model, prepared, Seeds(recipe.seed, iteration), temperature)

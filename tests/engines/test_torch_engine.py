@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from latent_thoughts.attention import Lanes, Span
 from latent_thoughts.config import Engine as Limits
+from latent_thoughts.config import resolve
 from latent_thoughts.engines.base import (
     How,
     Job,
@@ -24,6 +27,7 @@ from latent_thoughts.engines.base import (
     ask,
     in_order,
 )
+from latent_thoughts.engines.load import loaded_engine
 from latent_thoughts.engines.passes import Passes, pick
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.types import Draw, UserError
@@ -309,3 +313,45 @@ def test_spans_are_let_go_with_the_job_that_needed_them() -> None:
         assert not [o for o in gc.get_objects() if isinstance(o, Span)]
     finally:
         gc.enable()
+
+
+def chooses_frequencies(kind: str) -> Any:
+    """A model that does so beyond 16 positions."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": VOCABULARY, "pad_token_id": None}  # fmt: skip
+    of_kind: dict[str, dict[str, Any]] = {
+        "dynamic": {"model_type": "llama", "max_position_embeddings": 16,
+                    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+        "longrope": {"model_type": "phi3", "max_position_embeddings": 64, "original_max_position_embeddings": 16,
+                     "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+                                         "long_factor": [8.0] * 4}},
+        "by layer": {"model_type": "gemma3_text", "max_position_embeddings": 16, "head_dim": 8, "sliding_window": 8,
+                     "layer_types": ["full_attention", "sliding_attention"],
+                     "rope_parameters": {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+                                         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes, **of_kind[kind]))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "by layer"])
+def test_no_sequence_changes_the_rotary_frequencies_of_others(kind: str, tmp_path: Path) -> None:
+    model, engine = chooses_frequencies(kind), TorchEngine(chooses_frequencies(kind))
+    short, whole, long = (Scoring((ScoreRequest((1, 2), ((3,) * n,)),)) for n in (6, 14, 16))
+    for beside in ([short], [short, whole]):
+        scores = ask(engine, beside)[0][0][0]
+        expected = torch.log_softmax(model(torch.tensor([[1, 2, *[3] * 6]])).logits[0].double(), -1)[1:-1, 3]
+        assert scores[0] == pytest.approx(expected.tolist(), abs=1e-5)
+    draws = SampleRequest((1,) * 10, (7,))
+    for request in (long, Sampling((draws,), How(10, VOCABULARY, frozenset()))):
+        with pytest.raises(UserError, match="beyond 16 this model chooses its rotary frequencies"):
+            ask(engine, [short, request])
+    model.save_pretrained(tmp_path / "model")
+    for most in (16, 17):
+        told = contextlib.nullcontext() if most == 16 else pytest.raises(UserError, match="sample.max_tokens of 17")
+        with told, loaded_engine(resolve({"sample": {"max_tokens": most}}), tmp_path / "model"):
+            pass
+    with loaded_engine(resolve({}), tmp_path / "model", longest=64):  # of a task, whose prompts may be short
+        pass

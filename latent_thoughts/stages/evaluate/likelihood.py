@@ -104,29 +104,18 @@ class Scorer:
 
     def _bounds(self, todo: Sequence[Task]) -> list[dict[int, tuple[float, float]]]:
         """L_K a chunk, nats, and the share of its groups of K draws in which a thought ended. Smaller K average over
-        disjoint groups of the same draws, in random order.
-
-        log w̄ is -inf for a group without a finished thought, and its mean over the other groups alone is no bound.
-        So the empty thought's share of the likelihood is not left to chance, but computed. With w̄ of the other
-        thoughts (draws of the empty one weigh nothing, as unfinished ones do), and P̂ the share of groups with w̄ > 0,
-
-            L_K = log(p(empty, x | c) + P̂ exp(mean of log w̄ over those groups))
-
-        The geometric mean is at most the arithmetic one: in the brackets stands at most p(empty, x | c) plus the mean
-        weight of all draws, whose expectation is at most p(x | c). So E[L_K] <= log p(x | c), by Jensen's inequality.
-        """
+        disjoint groups of the same draws, in random order."""
         temperature, found = self.config.bound_temperature, []
         drawn = infer(self.engine, todo, self.controls, self.sample, self.seeds, temperature)
         for p, empty in zip(drawn, self._empty(todo), strict=True):
+            ended = np.isfinite(p.log_weights)
             log_weights = np.where([not d.draw.ids for d in p.draws], -np.inf, p.log_weights)
             order = self.seeds.rng(p.chunk, "groups").permutation(len(log_weights))
             of_chunk = {}
             for k in self.config.bound:
-                groups = log_weights[order][: len(order) // k * k].reshape(-1, k)
-                bounds = [b for b in map(weights.bound, groups) if np.isfinite(b)]
-                share = len(bounds) / len(groups)
-                of_thoughts = float(np.mean(bounds) + np.log(share)) if bounds else -np.inf
-                of_chunk[k] = (float(np.logaddexp(empty, of_thoughts)), share)
+                groups = order[: len(order) // k * k].reshape(-1, k)
+                value = weights.bound_beside(empty, log_weights[groups])
+                of_chunk[k] = (value, float(ended[groups].any(1).mean()))
             found.append(of_chunk)
         return found
 
@@ -162,7 +151,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """NLL and L_K per token, per character and in bits per byte, with standard errors over documents.
 
     `nll` is the model's own form (thoughtless, where it thinks), `nll_raw` plain text. `bound_K_unfinished` is the
-    share of chunks for which no thought ended: their L_K is that of the empty thought alone. `gain_K` is
+    share of chunks for which no draw ended: their L_K is that of the empty thought alone. `gain_K` is
     L_K - log p(x | c).
     """
     table = Table(rows)

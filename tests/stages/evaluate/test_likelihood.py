@@ -48,6 +48,16 @@ def test_the_bound_stays_below_the_likelihood_however_seldom_a_thought_ends(ends
     assert by_k[4][never] == pytest.approx(np.full(never.sum(), empty))
 
 
+def test_a_thought_that_ends_at_once_has_ended() -> None:
+    """A model that says little is not one that finds no end."""
+    engine = ToyEngine(9, seed=3, scale=1.0)
+    for mark in (CONTROLS.prior, CONTROLS.posterior):
+        engine.logits[CONTROLS.start, mark, CONTROLS.end] += 40
+    recipe = resolve({"sample": {"max_thought_tokens": 2}, "evaluate": {"bound": [1, 4]}})
+    found = summary(Scorer(recipe, engine, CONTROLS, thinks=True).rows(documents(5)))
+    assert found["bound_1_unfinished"] == found["bound_4_unfinished"] == 0
+
+
 def test_chunks_are_known_by_their_text_and_what_stands_before_it() -> None:
     (first,) = documents(1)
     other = ThoughtDocument("other", (Chunk("other", 0, 0, "10", (9,)), *first.chunks[1:]), ((), ()), (False, True), "")
