@@ -28,11 +28,15 @@ for _limit in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 
 def set_up_torch(threads: int | None) -> None:
-    """Threads of this process, and no progress bars of transformers beside our own."""
+    """Threads of this process, and no progress bars of transformers beside our own; downloads keep theirs."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # and those of the hub, on which a large model is minutes
+    if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()
     if threads:
         torch.set_num_threads(threads)
 

@@ -99,4 +99,6 @@ def _merge(out: Path, seeds: list[int]) -> None:
     """One results.json over all seeds."""
     parts = [read_json(out / f"seed_{seed}" / "results.json") for seed in seeds]
     run = {**parts[0]["run"], "seeds": seeds}
+    if ended := [told for part in parts for told in part["run"].get("ended", [])]:
+        run["ended"] = ended
     write_json(out / "results.json", {"run": run, "rows": [row for part in parts for row in part["rows"]]})

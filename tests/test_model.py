@@ -147,3 +147,10 @@ def test_a_sequence_longer_than_the_table_of_positions_is_refused(kind: str) -> 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss"])
 def test_rotated_positions_have_no_end(kind: str) -> None:
     models.check_positions(tiny(kind), 10**7, "train.sequence_length")
+
+
+def test_downloads_show_their_progress() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    models.set_up_torch(None)
+    assert not are_progress_bars_disabled()

@@ -53,3 +53,11 @@ def test_a_killed_seed_is_one_line(recipe: Recipe, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(seeds, "_run_seed", killed)
     with pytest.raises(UserError, match="a seed's process was killed"):
         seeds.run(recipe, tmp_path, NAMES)
+
+
+def test_what_ended_is_told_of_every_seed(tmp_path: Path) -> None:
+    for seed, ended in ((0, {}), (1, {"ended": ["one"]}), (2, {"ended": ["two"]})):
+        seeds.write_json(tmp_path / f"seed_{seed}" / "results.json", {"run": {"torch": "2", **ended}, "rows": [seed]})
+    seeds._merge(tmp_path, [0, 1, 2])
+    joint = seeds.read_json(tmp_path / "results.json")
+    assert joint == {"run": {"torch": "2", "seeds": [0, 1, 2], "ended": ["one", "two"]}, "rows": [0, 1, 2]}

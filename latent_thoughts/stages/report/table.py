@@ -53,8 +53,8 @@ def loose(lines: list[Line], bounds: list[str]) -> list[str]:
     shares = [m.value for line in lines for k in bounds if (m := line.mean(f"bound_unfinished.{k}")) and m.value > 0]
     if not shares:
         return []
-    most = f"About up to {percents(max(shares))} % of the chunks no thought came to an end"
-    return [f"{LOOSE.strip()} {most}: these count with the bound of the empty thought, which is loose."]
+    some = f"About some chunks, up to {percents(max(shares))} %, no thought came to an end"
+    return [f"{LOOSE.strip()} {some}: these count with the bound of the empty thought, which is loose."]
 
 
 def count(found: Mean | None) -> str:
@@ -136,7 +136,8 @@ def main_notes(results: Results, rows: list[Line], apart: bool) -> list[str]:
         notes += loose(rows, results.bounds)
     if any(line.method in LOOPS for line in rows):
         notes.append("Tokens, steps and seconds of EM count from the warm start on.")
-    return notes
+    ended = results.run.get("ended")
+    return notes + [f"Without a row: {told}." for told in ended or []]
 
 
 def samples_table(results: Results) -> Table | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_made import em_row, results, row
+from hand_made import em_row, results, row, save
 
 from latent_thoughts.stages.report import differences, headline, summary, table
 
@@ -73,10 +73,10 @@ def test_bounds_that_are_loose_are_marked(tmp_path: Path) -> None:
     shown = table.main_table(found)
     assert [cells[4:6] for *_, cells in shown.lines] == [["−1.000", "−0.500"], ["−1.000 †", "−0.500 †"]]
     (note,) = [note for note in shown.notes if note.startswith("†")]
-    assert "About up to 13 % of the chunks no thought came to an end" in note
+    assert "About some chunks, up to 13 %, no thought came to an end" in note
     assert "count with the bound of the empty thought" in note  # and are not left out
     variants = table.variants_table(found)
-    assert variants is not None and "up to 25 % of the chunks" in variants.notes[-1]
+    assert variants is not None and "About some chunks, up to 25 %," in variants.notes[-1]
     without = table.main_table(results(tmp_path, [row("warm_start"), em_row()]))
     assert not any("†" in text for text in [*without.notes, *without.lines[-1][2]])
 
@@ -208,3 +208,9 @@ def test_without_em_iterations_it_says_so(tmp_path: Path) -> None:
     said = headline.headline(results(tmp_path, [row("warm_start"), row("raw_tokens")]))
     assert said.title == "Raw text answers 50 % right, the warm start 50 %"
     assert said.verdicts == ["No EM iteration has been evaluated yet."]
+
+
+def test_a_run_without_rows_is_told(tmp_path: Path) -> None:
+    told = "samples/em_2/iter_01/sample: none of 9 thoughts came to an end"
+    shown = table.main_table(summary.load(save(tmp_path, [em_row(accuracy=0.9)], ended=[told])))
+    assert shown.notes[-1] == f"Without a row: {told}."
