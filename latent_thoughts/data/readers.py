@@ -112,10 +112,11 @@ def _sorted_out(config: Data) -> tuple[list[Path], list[Path]]:
     """The files of a folder that are read, and those that are not; of what is hidden, folders too, neither."""
     folder = place(config.source)
     found = [p for p in below(folder) if not any(part.startswith(".") for part in relative(p, folder).split("/"))]
-    rows = [path for path in found if _ends(path)[0] in _ROWS]
-    if not rows or config.format != "auto":
-        return found, []
-    return rows, [path for path in found if path not in set(rows)]
+    rows: list[Path] = []
+    others: list[Path] = []
+    for path in found:
+        (rows if _ends(path)[0] in _ROWS else others).append(path)
+    return (rows, others) if rows and config.format == "auto" else (found, [])
 
 
 def _ends(path: Path) -> tuple[str, str]:

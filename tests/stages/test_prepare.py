@@ -166,10 +166,10 @@ def test_a_world_holds_out_its_own(values: dict[str, Any]) -> None:
 
 
 def test_counts_add_up(values: dict[str, Any], tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.jsonl", [*TEXTS, "", TEXTS[3], TEXTS[4]])
+    jsonl(tmp_path / "a.jsonl", [*TEXTS, "", TEXTS[3], TEXTS[4], ""])
     manifest = run(resolve(values), tmp_path / "run")
     counts, found = manifest.counts, prepared(resolve(values), tmp_path / "run")
-    assert (counts["duplicates"], counts["empty"]) == (2, 1)
+    assert (counts["duplicates"], counts["empty"]) == (2, 2)
     for split, documents in found.items():
         chunks = [chunk for d in documents for chunk in d.chunks]
         assert counts[f"{split}_documents"] == len(documents) > 0
