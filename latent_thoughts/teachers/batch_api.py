@@ -64,6 +64,8 @@ class BatchTeacher:
         """What came of all batches that are noted, as each is over."""
         while noted := [note for note in self.notes if note.startswith(_NOTE)]:
             for note in noted:
+                if note not in self.notes:  # another run that shares the store has collected it
+                    continue
                 name = self.notes[note] or self._made(note)
                 batch = self._still("batch", self.client.batches.retrieve, name) if name else None
                 if batch is None or self._sound(batch).status in _OVER:

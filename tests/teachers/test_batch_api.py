@@ -159,6 +159,27 @@ def test_answers_that_are_gone_are_asked_for_again(make: Any, capfd: pytest.Capt
     assert "file file-old is gone (No such File object: file-old): its questions" in capfd.readouterr().err
 
 
+def test_a_batch_that_another_run_collects_first(make: Any) -> None:
+    """Of runs that share a store of replies."""
+
+    class Shared(Batches):
+        def _batches(self, method: str, path: str, *more: Any) -> tuple[int, bytes]:
+            if path.endswith("batch_old_0"):
+                with opened(run.folder / "replies.sqlite", "other") as replies:
+                    del replies.notes["batch 1"]
+            return super()._batches(method, path, *more)
+
+    with Shared() as server:
+        run = make(server.url, *SETTINGS)
+        for n in range(2):
+            server.batches[f"batch_old_{n}"] = {"id": f"batch_old_{n}", "object": "batch", "status": "completed"}
+            server.seen[f"batch_old_{n}"] = 9
+            with opened(run.folder / "replies.sqlite", "s") as replies:
+                replies.notes[f"batch {n}"] = f"batch_old_{n}"
+        assert run.synthesize().counts["kept"] == 60
+    assert server.seen["batch_old_1"] == 9
+
+
 def test_the_key_is_not_in_what_failed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-planted")
 
