@@ -78,13 +78,17 @@ def _rows(config: Data, columns: set[str] | None = None) -> Iterator[Row | UserE
 def hashes(config: Data) -> list[list[str]]:
     """The source's files and what tells whether they have changed, those of a data set on disk too."""
     scheme, _, rest = config.source.partition(":")
-    return [[str(path), version(path)] for path in (below(place(rest)) if scheme == "disk" else files(config))]
+    found = files(config)
+    return [[str(path), version(path)] for path in (below(place(rest)) if scheme == "disk" else found)]
 
 
 def files(config: Data, setting: str = "data.source, or data.held_out_source") -> list[Path]:
     """The source's files in order; none for worlds and data sets. Raises UserError, which names the setting, where none
-    match."""
-    if config.source.partition(":")[0] in ("world", "hub", "disk"):
+    match, and for a data set on disk that is not there."""
+    scheme, _, rest = config.source.partition(":")
+    if scheme == "disk" and not place(rest).exists():
+        raise UserError(f"{config.source} does not exist: correct {setting}")
+    if scheme in ("world", "hub", "disk"):
         return []
     path = place(config.source)
     if path.is_dir():

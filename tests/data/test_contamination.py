@@ -98,6 +98,8 @@ def test_rows_without_words_are_counted() -> None:
 def test_a_missing_set_is_named_by_its_setting_and_a_world_is_none() -> None:
     with pytest.raises(UserError, match=r"^none\.jsonl does not exist: correct contamination\.sets\.exam$"):
         contamination.key(Contamination(sets={"exam": "none.jsonl"}))
+    with pytest.raises(UserError, match=r"^disk:none does not exist: correct contamination\.sets\.exam$"):
+        contamination.look(Contamination(sets={"exam": "disk:none"}))
     with pytest.raises(ValueError, match=r"sets\.exam: a built-in world"):
         Contamination(sets={"exam": "world:castle"})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,10 @@ def test_a_changed_data_set_on_disk_makes_a_new_stage(values: dict[str, Any], tm
         datasets.Dataset.from_list([{"text": text} for text in texts]).save_to_disk(tmp_path / "set")
         keys.append(run(resolve(values), tmp_path / "run").key)
     assert keys[0] != keys[1]
+    shutil.rmtree(tmp_path / "set")  # or not mounted: what was made of it stays where it is
+    with pytest.raises(UserError, match=r"^disk:.*set does not exist: correct data\.source"):
+        run(resolve(values), tmp_path / "run")
+    assert (tmp_path / "run" / "prepare" / "manifest.json").exists()
 
 
 def test_a_changed_tokenizer_folder_makes_a_new_start(values: dict[str, Any], tmp_path: Path) -> None:
