@@ -27,7 +27,7 @@ from latent_thoughts.store import atomic, read_json, read_manifest
 from latent_thoughts.types import Manifest, UserError
 
 # Where things lie and are asked is nobody else's business.
-_ADDRESSES: Any = {"synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
+_ADDRESSES: Any = {"executor": {"address"}, "synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
 FORMATS = ("jsonl", "parquet", "dataset", "hub")
 _OF_A_DATASET = re.compile(r"[\w-]+\.arrow|dataset_info\.json|state\.json|README\.md|listing\.json")
 

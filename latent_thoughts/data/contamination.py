@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ def words(text: str) -> list[str]:
 class Overlap:
     """Finds the rows of named evaluation sets that share an n-gram of words with a text.
 
-    An n-gram is kept as 64 bits of hash, 14 bytes a row that holds it. Two different n-grams are taken for the same
-    with probability 2**-64 a pair: for ten million of them against a corpus of 10**11 words, one false match in
+    An n-gram is kept as 64 bits of hash, at most 30 bytes a row that holds it. Two different n-grams are taken for the
+    same with probability 2**-64 a pair: for ten million of them against a corpus of 10**11 words, one false match in
     twenty corpora. A row of fewer than n words is found where all of them stand in a row, and one of fewer than eight
     where they are the whole text. Rows without a word are never matched: `too_short` counts them by set.
     """
@@ -53,7 +53,7 @@ class Overlap:
                 size = min(n, len(split := words(text)))
                 self.rows[name] += 1
                 self.too_short[name] += not size
-                found.append((np.unique(_grams(split, size)), number, row))
+                found += [(np.unique(grams), number, row) for grams in _grams(split, {size})]
                 self._sizes.add(size)
         sizes = [len(grams) for grams, _, _ in found]
         hashes = np.concatenate([np.zeros(0, np.uint64), *(grams for grams, _, _ in found)])
@@ -61,33 +61,32 @@ class Overlap:
         self._hashes = hashes[order]
         self._sets = np.repeat(np.array([s for _, s, _ in found], np.uint16), sizes)[order]
         self._rows = np.repeat(np.array([r for _, _, r in found], np.uint32), sizes)[order]
+        bits = max(1, (8 * len(hashes)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._may_be = np.zeros(2**bits, bool)  # by a hash's first bits: most others need not be searched for
+        self._may_be[self._hashes >> self._shift] = True
 
     def matches(self, text: str) -> dict[str, set[int]]:
         """Evaluation set to the numbers (from 0) of its rows that share an n-gram with the text; none is empty."""
-        if not len(self._hashes):
-            return {}
-        split = words(text)
-        sizes = [size for size in self._sizes if size >= min(FEWEST, self.n) or size == len(split)]
-        grams = np.concatenate([_grams(split, size) for size in sizes] or [np.zeros(0, np.uint64)])
-        first = np.searchsorted(self._hashes, grams)
-        hit = self._hashes[np.minimum(first, len(self._hashes) - 1)] == grams
-        found: dict[str, set[int]] = {}
-        for gram, start in zip(grams[hit], first[hit], strict=True):
-            stop = start + np.searchsorted(self._hashes[start:], gram, side="right")
-            for at in range(start, stop):
-                found.setdefault(self.names[self._sets[at]], set()).add(int(self._rows[at]))
+        split, found = words(text), dict[str, set[int]]()
+        sizes = {size for size in self._sizes if size >= min(FEWEST, self.n) or size == len(split)}
+        for grams in _grams(split, sizes):
+            grams = np.unique(grams[self._may_be[grams >> self._shift]])
+            stops = np.searchsorted(self._hashes, grams, side="right")
+            for start, stop in zip(np.searchsorted(self._hashes, grams), stops, strict=True):
+                for at in range(start, stop):
+                    found.setdefault(self.names[self._sets[at]], set()).add(int(self._rows[at]))
         return found
 
 
-def _grams(split: Sequence[str], size: int) -> np.ndarray:
-    """Hashes of the runs of `size` words, in order: a polynomial of the words' own (Python's, salted a process)."""
-    if not 0 < size <= len(split):
-        return np.zeros(0, np.uint64)
+def _grams(split: Sequence[str], sizes: Set[int]) -> Iterator[np.ndarray]:
+    """Hashes of the runs of so many words, size by size: a polynomial of the words' own (Python's, salted)."""
     hashes = np.fromiter(map(hash, split), np.int64, len(split)).view(np.uint64)
-    grams = np.zeros(len(split) - size + 1, np.uint64)
-    for offset in range(size):
-        grams = grams * _BASE + hashes[offset : offset + len(grams)]
-    return grams
+    grams = np.zeros(len(split) + 1, np.uint64)
+    for size in range(1, min(len(split), max(sizes, default=0)) + 1):
+        grams = grams[:-1] * _BASE + hashes[size - 1 :]
+        if size in sizes:
+            yield grams
 
 
 def load(config: Contamination) -> Overlap | None:

@@ -78,13 +78,17 @@ def _rows(config: Data, columns: set[str] | None = None) -> Iterator[Row | UserE
 def hashes(config: Data) -> list[list[str]]:
     """The source's files and what tells whether they have changed, those of a data set on disk too."""
     scheme, _, rest = config.source.partition(":")
-    return [[str(path), version(path)] for path in (below(place(rest)) if scheme == "disk" else files(config))]
+    found = files(config)
+    return [[str(path), version(path)] for path in (below(place(rest)) if scheme == "disk" else found)]
 
 
 def files(config: Data, setting: str = "data.source, or data.held_out_source") -> list[Path]:
     """The source's files in order; none for worlds and data sets. Raises UserError, which names the setting, where none
-    match."""
-    if config.source.partition(":")[0] in ("world", "hub", "disk"):
+    match, and for a data set on disk that is not there."""
+    scheme, _, rest = config.source.partition(":")
+    if scheme == "disk" and not place(rest).exists():
+        raise UserError(f"{config.source} does not exist: correct {setting}")
+    if scheme in ("world", "hub", "disk"):
         return []
     path = place(config.source)
     if path.is_dir():
@@ -112,10 +116,11 @@ def _sorted_out(config: Data) -> tuple[list[Path], list[Path]]:
     """The files of a folder that are read, and those that are not; of what is hidden, folders too, neither."""
     folder = place(config.source)
     found = [p for p in below(folder) if not any(part.startswith(".") for part in relative(p, folder).split("/"))]
-    rows = [path for path in found if _ends(path)[0] in _ROWS]
-    if not rows or config.format != "auto":
-        return found, []
-    return rows, [path for path in found if path not in set(rows)]
+    rows: list[Path] = []
+    others: list[Path] = []
+    for path in found:
+        (rows if _ends(path)[0] in _ROWS else others).append(path)
+    return (rows, others) if rows and config.format == "auto" else (found, [])
 
 
 def _ends(path: Path) -> tuple[str, str]:

@@ -32,11 +32,13 @@ OF_A_RUN = ("recipe.yaml", ".lock")  # a file that the folder of a run has
 def doctor(run: Path, repair: bool) -> bool:
     """Shows what is found, and mends it where that is asked for. Whether nothing is wrong (any more).
 
-    Raises UserError where there is no run, or another process holds the one that is to be repaired.
+    Raises UserError where there is no run, or a part of one, or another process holds the one that is to be repaired.
     """
     runs = _runs(run)
     if not any(_stages(each) for each in runs):
         raise UserError(f"{run} is no run folder: no stage has been begun in it")
+    if (whole := _part_of(run)) is not None:
+        raise UserError(f"{run} is a part of the run {whole}: name that folder, which its lock is for")
     with contextlib.ExitStack() as stack:
         held = [_hold(stack, each, repair) for each in runs]  # all, before anything is mended
         return all([_examined(each, repair, by) for each, by in zip(runs, held, strict=True)])
@@ -78,6 +80,14 @@ def examine(run: Path, held: bool) -> Iterator[Finding]:
         for path in _temporaries(run):
             what = "left by a process that was killed"
             yield Finding(path, what, "removed", lambda path=path: transfer.remove(path), wrong=False)
+
+
+def _part_of(folder: Path) -> Path | None:
+    """The run that a folder of stages lies in; None for a run, and for what only gathers runs."""
+    if not _stages(folder) or any((folder / name).exists() for name in OF_A_RUN):
+        return None
+    above = (folder if places.remote(folder) else folder.absolute()).parents
+    return next((each for each in above if (each / ".lock").exists()), None)
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -128,9 +138,10 @@ def _forget(path: Path, keys: list[bytes]) -> None:
 
 
 def _temporaries(run: Path) -> Iterator[Path]:
-    """Files and folders with temporary names, not what lies in such folders."""
+    """Files and folders with temporary names, not what lies in such folders. What only gathers runs may hold anything:
+    there they are looked for in the folder itself."""
     others = _runs(run)[1:]
-    for path in () if places.remote(run) else sorted(run.rglob(".*.tmp")):
+    for path in () if places.remote(run) else sorted(run.rglob(".*.tmp") if _stages(run) else run.glob(".*.tmp")):
         inside = path.relative_to(run).parents
         if {*path.parents}.isdisjoint(others) and not any(places.unfinished(parent) for parent in inside):
             yield path

@@ -107,9 +107,9 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     seen = _Seen()
     with track("read", float("inf"), "documents") as advance:
         for data, found in _documents(recipe, lambda m: _note(counts, [m])):
-            document = seen.new(found)
-            if document is None or not document.text:
-                counts["empty" if document else "duplicates"] += 1
+            document = seen.new(found) if found.text else None
+            if document is None:
+                counts["duplicates" if found.text else "empty"] += 1
                 continue
             counts["renamed"] += document.id != found.id
             split = split_of(document, data)
@@ -126,7 +126,10 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 
 class _Seen:
-    """The texts and names of the documents so far, as hashes of 16 bytes: a corpus may be large."""
+    """The texts and names of the documents so far, as hashes of 16 bytes: a corpus may be large.
+
+    The names that readers give, hashes of the texts, are not kept.
+    """
 
     def __init__(self):
         self.texts, self.names = set[bytes](), set[bytes]()
@@ -141,6 +144,8 @@ class _Seen:
         self.texts.add(text)
         if known:
             return None
+        if document.id == text.hex()[:16]:
+            return document
         again = name in self.names
         self.names.add(name)  # two files may both count from 0
         return replace(document, id=f"{document.id}-{text.hex()}") if again else document

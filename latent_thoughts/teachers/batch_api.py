@@ -12,14 +12,14 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Answer, Answers, Failure, Notes, Request
 from latent_thoughts.teachers.chat import answer_of, said
-from latent_thoughts.teachers.openai_client import failure_of, imported, settings, words
+from latent_thoughts.teachers.openai_client import failure_of, hidden, imported, settings, without_key, words
 from latent_thoughts.types import UserError
 
 ENDPOINT = "/v1/chat/completions"
@@ -53,34 +53,45 @@ class BatchTeacher:
     def _submit(self, lines: list[bytes]) -> None:
         token = uuid.uuid4().hex
         name = f"{_MARK}-{token}.jsonl"
-        file = _sound(self.client.files.create(file=(name, b"".join(lines)), purpose="batch"))
+        file = self._sound(self.client.files.create(file=(name, b"".join(lines)), purpose="batch"))
         self.notes[_NOTE + token] = ""
         batch = self.client.batches.create(
             input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={_MARK: token}
         )
-        self.notes[_NOTE + token] = _sound(batch).id
+        self.notes[_NOTE + token] = self._sound(batch).id
 
     def _collect(self) -> Iterator[tuple[str, Answer]]:
         """What came of all batches that are noted, as each is over."""
         while noted := [note for note in self.notes if note.startswith(_NOTE)]:
             for note in noted:
+                if note not in self.notes:  # another run that shares the store has collected it
+                    continue
                 name = self.notes[note] or self._made(note)
-                batch = self._batch(name) if name else None
-                if batch is None or batch.status in _OVER:
-                    yield from self._results(batch) if batch else ()
+                batch = self._still("batch", self.client.batches.retrieve, name) if name else None
+                if batch is None or self._sound(batch).status in _OVER:
+                    for key, answer in self._results(batch) if batch else ():
+                        yield key, hidden(answer, self.config)
                     del self.notes[note]  # after its answers are stored
             if any(note in self.notes for note in noted):
                 time.sleep(self.config.poll)
 
-    def _batch(self, name: str) -> Any | None:
-        """None where the endpoint has forgotten it: its questions are asked again."""
+    def _still(self, kind: str, get: Callable[[str], Any], name: str) -> Any | None:
+        """A batch or a file; None where the endpoint has forgotten it: its questions are asked again."""
         try:
-            return _sound(self.client.batches.retrieve(name))
+            return get(name)
         except imported().NotFoundError as error:
-            if "batch" not in (text := words(error, self.config)).lower():
+            if kind not in (text := words(error, self.config)).lower():
                 raise
-            print(f"latent-thoughts: batch {name} is gone ({text}): its questions are asked again", file=sys.stderr)
+            print(f"latent-thoughts: {kind} {name} is gone ({text}): its questions are asked again", file=sys.stderr)
             return None
+
+    def _sound(self, made: Any) -> Any:
+        """What the client took for a file or a batch. Raises UserError where the endpoint answered with something
+        else."""
+        if not isinstance(getattr(made, "id", None), str):
+            said = without_key(str(made), self.config)[:80]
+            raise UserError(f"the endpoint does not speak the Batch API: it answered {said!r}")
+        return made
 
     def _made(self, note: str) -> str | None:
         """The id of a batch whose maker died before writing it down; None where it was not made."""
@@ -93,17 +104,9 @@ class BatchTeacher:
             reason = "; ".join(f"{e.message} (line {e.line})" if e.line else str(e.message) for e in errors[:3])
             message = f"batch {batch.id} was refused: {reason or 'no reason given'}"
             yield "", Failure("refused_batch", message, fatal=True)
-        for file in (batch.output_file_id, batch.error_file_id):
-            if file:
-                lines = [line for line in self.client.files.content(file).text.split("\n") if line.strip()]
-                yield from (found for line in lines if (found := answer_in(line)) is not None)
-
-
-def _sound(made: Any) -> Any:
-    """What the client took for a file or a batch. Raises UserError where the endpoint answered with something else."""
-    if not isinstance(getattr(made, "id", None), str):
-        raise UserError(f"the endpoint does not speak the Batch API: it answered {str(made)[:80]!r}")
-    return made
+        for name in filter(None, (batch.output_file_id, batch.error_file_id)):
+            if (file := self._still("file", self.client.files.content, name)) is not None:
+                yield from (found for line in file.text.split("\n") if (found := answer_in(line)) is not None)
 
 
 def answer_in(line: str) -> tuple[str, Answer] | None:

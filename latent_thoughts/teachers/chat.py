@@ -24,7 +24,7 @@ def said(body: Any) -> str:
     for name in ("error", "detail", "message"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]
-    return " ".join(str(body).split())[:300]
+    return " ".join(str(body).split())
 
 
 def problem_of(body: Any) -> str | None:

@@ -100,6 +100,6 @@ async def _insist_on_a_completion(response: Any) -> None:
     try:
         problem = problem_of(json.loads(content))
     except (ValueError, RecursionError):
-        problem = f"not JSON: {content[:80]!r}"
+        problem = f"not JSON: {content!r}"
     if problem:
         raise httpx2.RemoteProtocolError(problem, request=response.request)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
-from latent_thoughts.teachers.base import Failure
+from latent_thoughts.teachers.base import Answer, Failure
 from latent_thoughts.teachers.chat import kind_of_status, said
 from latent_thoughts.types import UserError
 
@@ -56,12 +57,12 @@ def failure_of(error: Any, config: Config) -> Failure:
     causes = _causes(error)
     if any(type(cause).__name__ in ("ConnectError", "ClientConnectorError") for cause in causes):
         reason = next((str(c) for c in causes if type(c).__name__ == "ClientConnectorError"), str(causes[-1]))
-        return Failure("unreachable", f"{where} cannot be reached: {_without_key(reason, config)}", fatal=True)
+        return Failure("unreachable", f"{where} cannot be reached: {without_key(reason, config)}", fatal=True)
     if any(type(cause).__name__ == "RemoteProtocolError" for cause in causes):
-        return Failure("broken_reply", f"{where} answered with {_without_key(str(causes[1]), config)}")
+        return Failure("broken_reply", f"{where} answered with {without_key(str(causes[1]), config)}")
     if isinstance(error, openai.APITimeoutError) and not any(isinstance(c, ConnectionError) for c in causes):
         return Failure("timeout", f"{where} was silent for {config.timeout:g} seconds")
-    return Failure("connection", f"{where} broke the connection: {_without_key(str(causes[-1]), config)}")
+    return Failure("connection", f"{where} broke the connection: {without_key(str(causes[-1]), config)}")
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -73,9 +74,15 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def words(error: Any, config: Config) -> str:
     """What the endpoint said, without the key."""
-    return _without_key(said(getattr(error, "body", None) or error), config)
+    return without_key(said(getattr(error, "body", None) or error), config)
 
 
-def _without_key(text: str, config: Config) -> str:
+def hidden(answer: Answer, config: Config) -> Answer:
+    """The answer; a failure is told without the key."""
+    return replace(answer, message=without_key(answer.message, config)) if isinstance(answer, Failure) else answer
+
+
+def without_key(text: str, config: Config) -> str:
+    """The beginning of what an endpoint said; the key is taken out first, so that no half of it is left."""
     key = os.environ.get(config.key_env)
-    return text.replace(key, f"(the key in {config.key_env})") if key else text
+    return (text.replace(key, f"(the key in {config.key_env})") if key else text)[:300]

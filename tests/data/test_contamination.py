@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_scripts_without_spaces(row: str) -> None:
     assert words("買う2個ab、ア") == ["買", "う", "2", "個", "ab", "ア"]
 
 
+def test_a_long_text_of_what_all_rows_begin_with_is_quick() -> None:
+    opening = "The following is a question about mathematics: please answer it step by step, and then give the answer. "
+    overlap = Overlap({"set": [f"{opening}Number {n}." for n in range(10_000)]})
+    began = time.monotonic()
+    assert overlap.matches(opening * 200) == {"set": set(range(10_000))}
+    assert time.monotonic() - began < 2
+
+
 def test_rows_without_words_are_counted() -> None:
     tally = Tally(Overlap({"a": ["?", "b"], "b": ["c"]}))
     assert tally.repeats("b")
@@ -89,6 +98,8 @@ def test_rows_without_words_are_counted() -> None:
 def test_a_missing_set_is_named_by_its_setting_and_a_world_is_none() -> None:
     with pytest.raises(UserError, match=r"^none\.jsonl does not exist: correct contamination\.sets\.exam$"):
         contamination.key(Contamination(sets={"exam": "none.jsonl"}))
+    with pytest.raises(UserError, match=r"^disk:none does not exist: correct contamination\.sets\.exam$"):
+        contamination.look(Contamination(sets={"exam": "disk:none"}))
     with pytest.raises(ValueError, match=r"sets\.exam: a built-in world"):
         Contamination(sets={"exam": "world:castle"})
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def test_a_folder_is_read_in_order_of_names_whatever_its_files_are(tmp_path: Pat
     jsonl(tmp_path / "sub" / "b.jsonl", ROWS[:2])
     pq.write_table(pa.Table.from_pylist(ROWS[2:]), tmp_path / "a.parquet")
     assert texts(tmp_path) == ["last", *TEXTS[:2]]
+
+
+def test_a_folder_of_many_files_is_listed_quickly(tmp_path: Path) -> None:
+    for number in range(3000):
+        (tmp_path / f"{number}.jsonl").touch()
+    began = time.monotonic()
+    assert len(readers.files(Data(source=str(tmp_path)))) == 3000
+    assert time.monotonic() - began < 1
 
 
 def test_what_else_lies_in_a_folder_is_not_read(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from latent_thoughts.doctor import doctor, examine
 from latent_thoughts.doctor.stages import StageFolder
 from latent_thoughts.em import Run, em
 from latent_thoughts.stages import prepare as preparing
-from latent_thoughts.store import Journal, Stage, read_manifest, read_rows
+from latent_thoughts.store import Journal, Stage, read_manifest, read_rows, run_lock
 from latent_thoughts.types import UserError
 from tests.conftest import SMALL
 from tests.faults.conftest import miniature, outcome
@@ -343,6 +343,25 @@ def test_a_folder_of_several_runs_is_looked_at_run_by_run(runs: dict[str, Path],
     assert doctor(tmp_path, repair=True) and not work.exists()
     aside = {path.name for path in (tmp_path / "seed_1" / "damaged").iterdir()}
     assert aside == {"replies.sqlite", "results.json"} and not (tmp_path / "damaged").exists()
+
+
+def test_a_part_of_a_run_is_not_repaired_behind_its_lock(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["finished"], run)
+    part = next(path for path in sorted(run.glob("iter_*")))
+    work = part / "train" / ".model.abc.tmp"
+    work.mkdir()
+    with run_lock(run), pytest.raises(UserError, match=f"{part.name} is a part of the run {run}: name that folder"):
+        doctor(part, repair=True)
+    assert work.exists() and not (part / ".lock").exists()
+
+
+def test_what_lies_beside_runs_is_not_touched(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["finished"], tmp_path / "runs" / "mine")
+    other = tmp_path / "other" / ".settings.tmp"
+    other.parent.mkdir()
+    other.touch()
+    assert doctor(tmp_path, repair=True) and other.exists()
 
 
 def test_a_damaged_source_of_an_unfinished_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

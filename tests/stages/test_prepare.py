@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,10 @@ def test_a_world_holds_out_its_own(values: dict[str, Any]) -> None:
 
 
 def test_counts_add_up(values: dict[str, Any], tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.jsonl", [*TEXTS, "", TEXTS[3], TEXTS[4]])
+    jsonl(tmp_path / "a.jsonl", [*TEXTS, "", TEXTS[3], TEXTS[4], ""])
     manifest = run(resolve(values), tmp_path / "run")
     counts, found = manifest.counts, prepared(resolve(values), tmp_path / "run")
-    assert (counts["duplicates"], counts["empty"]) == (2, 1)
+    assert (counts["duplicates"], counts["empty"]) == (2, 2)
     for split, documents in found.items():
         chunks = [chunk for d in documents for chunk in d.chunks]
         assert counts[f"{split}_documents"] == len(documents) > 0
@@ -321,6 +322,10 @@ def test_a_changed_data_set_on_disk_makes_a_new_stage(values: dict[str, Any], tm
         datasets.Dataset.from_list([{"text": text} for text in texts]).save_to_disk(tmp_path / "set")
         keys.append(run(resolve(values), tmp_path / "run").key)
     assert keys[0] != keys[1]
+    shutil.rmtree(tmp_path / "set")  # or not mounted: what was made of it stays where it is
+    with pytest.raises(UserError, match=r"^disk:.*set does not exist: correct data\.source"):
+        run(resolve(values), tmp_path / "run")
+    assert (tmp_path / "run" / "prepare" / "manifest.json").exists()
 
 
 def test_a_changed_tokenizer_folder_makes_a_new_start(values: dict[str, Any], tmp_path: Path) -> None:

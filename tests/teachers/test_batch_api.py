@@ -139,6 +139,64 @@ def test_a_batch_that_is_gone_is_asked_again(make: Any, capfd: pytest.CaptureFix
         assert not list(replies.notes)
 
 
+def test_answers_that_are_gone_are_asked_for_again(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """A batch is kept for longer than its files."""
+
+    class Forgetful(Batches):
+        def _files(self, method: str, path: str, *more: Any) -> tuple[int, bytes]:
+            if "file-old" in path:
+                return 404, json.dumps(error("No such File object: file-old")).encode()
+            return super()._files(method, path, *more)
+
+    with Forgetful() as server:
+        over = {"id": "batch_old", "object": "batch", "status": "completed", "output_file_id": "file-old"}
+        server.batches["batch_old"], server.looks = over, 2
+        server.seen["batch_old"] = 9
+        run = make(server.url, *SETTINGS)
+        with opened(run.folder / "replies.sqlite", "s") as replies:
+            replies.notes["batch abc"] = "batch_old"
+        assert run.synthesize().counts["kept"] == 60
+    assert "file file-old is gone (No such File object: file-old): its questions" in capfd.readouterr().err
+
+
+def test_a_batch_that_another_run_collects_first(make: Any) -> None:
+    """Of runs that share a store of replies."""
+
+    class Shared(Batches):
+        def _batches(self, method: str, path: str, *more: Any) -> tuple[int, bytes]:
+            if path.endswith("batch_old_0"):
+                with opened(run.folder / "replies.sqlite", "other") as replies:
+                    del replies.notes["batch 1"]
+            return super()._batches(method, path, *more)
+
+    with Shared() as server:
+        run = make(server.url, *SETTINGS)
+        for n in range(2):
+            server.batches[f"batch_old_{n}"] = {"id": f"batch_old_{n}", "object": "batch", "status": "completed"}
+            server.seen[f"batch_old_{n}"] = 9
+            with opened(run.folder / "replies.sqlite", "s") as replies:
+                replies.notes[f"batch {n}"] = f"batch_old_{n}"
+        assert run.synthesize().counts["kept"] == 60
+    assert server.seen["batch_old_1"] == 9
+
+
+def test_the_key_is_not_in_what_failed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-planted")
+
+    class Telling(Batches):
+        def _over(self, name: str) -> Any:
+            found = super()._over(name)
+            told = self.files[found["error_file_id"]].replace(b"It broke.", b"It broke for sk-planted.")
+            self.files[found["error_file_id"]] = told
+            return found
+
+    with Telling(lambda batch, body: "broken") as server:
+        run = make(server.url, *SETTINGS)
+        with pytest.raises(UserError) as caught:
+            run.synthesize()
+    assert "planted" not in str(caught.value) and "It broke for (the key in TEST_KEY)" in str(caught.value)
+
+
 def test_a_server_that_knows_no_batches(make: Any) -> None:
     with Loopback() as server, pytest.raises(UserError, match=r"answers 404 \(.*base_url"):
         make(server.url, *SETTINGS).synthesize()

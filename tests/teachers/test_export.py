@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from loopback import Loopback
 from test_openai_api import thoughts
 
-from latent_thoughts.config import resolve
+from latent_thoughts.config import load_recipe, resolve
 from latent_thoughts.data import interchange, records
 from latent_thoughts.em import Run
+from latent_thoughts.export import card as card_of
 from latent_thoughts.export import export
 from latent_thoughts.provenance import save_recipe
+from latent_thoughts.store import read_manifest
 from latent_thoughts.types import UserError
 
 STRANGE = "It follows. # Not a heading\n\n---\n<script>alert(1)</script> `x` “ﬂ” \u2028 end"
@@ -82,6 +84,9 @@ def test_the_card_tells_teacher_prompt_counts_recipe_and_license(finished: Run, 
     for part in ("written by `m` (openai)", "## Prompt `latent_thoughts`, version 1", "    kept: 60", "mean: 1"):
         assert part in body
     assert "127.0.0.1" not in card and "TEST_KEY" not in card
+    elsewhere = load_recipe(finished.folder / "recipe.yaml", ["executor.address=10.1.2.3:6379"])
+    folder = finished.synthesized("latent_thoughts")
+    assert "10.1.2.3" not in card_of(folder, read_manifest(folder), elsewhere, "mit")
 
 
 def test_what_cannot_be_exported(finished: Run, tmp_path: Path) -> None:

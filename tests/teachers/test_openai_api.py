@@ -16,9 +16,11 @@ import pytest
 import yaml
 from loopback import FAULTS, Body, Loopback, _answer, completion, plain_reply
 
+from latent_thoughts.config.synthesize import Teacher
 from latent_thoughts.data import records
 from latent_thoughts.em import Run
 from latent_thoughts.model import load_tokenizer
+from latent_thoughts.teachers import openai_client
 from latent_thoughts.types import UserError
 
 
@@ -186,6 +188,12 @@ def test_what_cannot_work_is_said_in_one_line(
         make(server.url, *overrides).synthesize()
     assert "\n" not in str(caught.value) and "sk-secret" not in str(caught.value)
     assert len(server.asked) < 60  # it does not go on asking
+
+
+def test_no_half_of_a_key_is_left_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-secret-and-wrong")
+    said = openai_client.words(ValueError(f"{'x' * 290} sk-secret-and-wrong"), Teacher(key_env="TEST_KEY"))
+    assert said.startswith("x" * 290) and len(said) == 300 and "sk-" not in said
 
 
 class Odd(Loopback):
