@@ -107,12 +107,12 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     seen = _Seen()
     with track("read", float("inf"), "documents") as advance:
         for data, found in _documents(recipe, lambda m: _note(counts, [m])):
-            document = seen.new(found) if found.text else None
+            split = split_of(found, data)
+            document = seen.new(found, split) if found.text else None
             if document is None:
                 counts["duplicates" if found.text else "empty"] += 1
                 continue
             counts["renamed"] += document.id != found.id
-            split = split_of(document, data)
             waiting[split].append(source_row(document))
             if len(waiting[split]) == recipe.data.shard_documents:
                 flush(split)
@@ -134,21 +134,28 @@ class _Seen:
     def __init__(self):
         self.texts, self.names = set[bytes](), set[bytes]()
 
-    def new(self, document: Document) -> Document | None:
+    def new(self, document: Document, split: str) -> Document | None:
         """The document under a name of its own; None where its text has been there, whatever it was called.
 
-        A world draws its documents from fewer problems, so that texts recur; it holds out by problem.
+        In the warm start a text may come again with other thoughts. A world draws its documents from fewer problems, so
+        that texts recur; it holds out by problem.
         """
-        text, name = (hashlib.sha256(part.encode()).digest()[:16] for part in (document.text, document.id))
-        known = text in self.texts and "split" not in document.meta
-        self.texts.add(text)
-        if known:
+        text, name = _digest(document.text), _digest(document.id)
+        teaches = split == "warm_start" and bool(document.thoughts)
+        unit = _digest(f"{document.text}\n{sorted(document.thoughts.items())}") if teaches else text
+        taught = _digest(f"{document.text}\ntaught")  # stands for the text in the warm start, with whatever thoughts
+        known = text in self.texts or (unit if teaches else taught) in self.texts
+        again = taught in self.texts if document.id == text.hex()[:16] else name in self.names
+        if known and "split" not in document.meta:
             return None
-        if document.id == text.hex()[:16]:
-            return document
-        again = name in self.names
-        self.names.add(name)  # two files may both count from 0
-        return replace(document, id=f"{document.id}-{text.hex()}") if again else document
+        self.texts |= {unit, taught} if teaches else {unit}
+        if document.id != text.hex()[:16]:
+            self.names.add(name)  # two files may both count from 0
+        return replace(document, id=f"{document.id}-{unit.hex()}") if again else document
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def _documents(recipe: Recipe, skipped: Callable[[str], None]) -> Iterator[tuple[Data, Document]]:

@@ -154,6 +154,30 @@ def test_what_repeats_is_told_by_its_text_and_nothing_is_lost_to_its_name(
     }
 
 
+@pytest.mark.parametrize("name", [None, "name"])
+def test_a_text_may_come_again_with_other_thoughts_in_the_warm_start(
+    name: str | None, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """As in data that have several solutions of a question; elsewhere thoughts are not used, and texts come once."""
+    rows = [
+        {"name": n % 7, "text": text, "why": why} for n, text in enumerate(TEXTS) for why in ("This.", "That.", "This.")
+    ]
+    rows += [{"name": 0, "text": text, "why": None} for text in TEXTS]
+    for file, there in {"a": rows, "b": rows[:27:3]}.items():
+        (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in there))
+    apart = {"held_out_source": str(tmp_path / "b.jsonl"), "warm_start": 0.5}
+    values["data"] |= {"pieces": ["{text}"], "thought": "{why}", "id": name} | apart
+    values["chunking"] = {"mode": "pieces"}
+    manifest, documents = run(resolve(values), tmp_path / "run"), prepared(resolve(values), tmp_path / "run")
+    taught = [(d.chunks[0].text, thought) for d in documents["warm_start"] for thought in records.oracle(d).values()]
+    texts = {text for text, _ in taught}
+    assert sorted(taught) == sorted((text, why) for text in texts for why in ("This.", "That."))
+    assert len(documents["corpus"]) + len(texts) == len(TEXTS) - 9 and texts.isdisjoint(TEXTS[:9]) and len(texts) > 9
+    assert manifest.counts["duplicates"] == len(rows) - len(documents["corpus"]) - len(taught)
+    names = [d.id for part in documents.values() for d in part]
+    assert len(set(names)) == len(names)
+
+
 def test_a_world_may_repeat_itself(values: dict[str, Any], tmp_path: Path) -> None:
     values["data"] = {"source": "world:castle", "world": {"documents": 400, "teacher_documents": 0}}
     values["model"]["tokenizer"] = "world"
