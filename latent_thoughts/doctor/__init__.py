@@ -87,7 +87,8 @@ def _part_of(folder: Path) -> Path | None:
     if not _stages(folder) or any((folder / name).exists() for name in OF_A_RUN):
         return None
     above = (folder if places.remote(folder) else folder.absolute()).parents
-    return next((each for each in above if (each / ".lock").exists()), None)
+    # both, since other software has locks of that name too
+    return next((each for each in above if all((each / name).exists() for name in OF_A_RUN)), None)
 
 
 def _runs(folder: Path) -> list[Path]:
