@@ -36,10 +36,6 @@ def campaign(recipe: Path, folder: Path, seed: int, kills: int) -> Counter[str]:
     return Counter(name.rpartition("/")[2] for name in found["deaths"])
 
 
-def test_a_few_random_kills(recipe: Path, tmp_path: Path) -> None:
-    campaign(recipe, tmp_path, seed=0, kills=3)
-
-
 @pytest.mark.slow
 def test_fifty_random_kills_over_all_stages(recipe: Path, tmp_path: Path) -> None:
     deaths = campaign(recipe, tmp_path, seed=1, kills=50)

@@ -302,7 +302,9 @@ def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
     return "".join(errors)
 
 
-@pytest.mark.parametrize("nodes", [1, 2], ids=["full", "hybrid over two machines"])
+@pytest.mark.parametrize(
+    "nodes", [pytest.param(1, id="full"), pytest.param(2, id="hybrid over two machines", marks=pytest.mark.slow)]
+)
 def test_two_processes_equal_one(run: Run, tmp_path: Path, small: dict[str, Any], nodes: int) -> None:
     """torchrun, gloo, FSDP2: the same losses over 50 steps, with either optimizer; and the same averages looked at."""
     small["train"] |= {
