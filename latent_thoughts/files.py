@@ -71,6 +71,7 @@ def _sync(path: Path) -> None:
 
 
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large", "disk is full")
+_FULL += ("unexpected pos", "PytorchStreamWriter")  # torch's writer, which found less in a file than it had written
 
 
 def out_of_space(error: BaseException | None) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from latent_thoughts.files import out_of_space
 from tests.faults.conftest import outcome
 
 ROOT = Path(__file__).parents[2]
@@ -90,3 +91,9 @@ def test_a_limit_on_files_and_a_second_process_are_one_line_each(recipe: Path, t
         assert lines[name] == [f"latent-thoughts: {tmp_path}/run is in use by process {found['first']['pid']}"]
     assert found["first"]["code"] == -signal.SIGKILL  # it was there till then
     assert found["after"]["code"] == 0  # a lock that a dead process left holds nobody up
+
+
+def test_a_writer_that_found_less_than_it_wrote_tells_of_a_full_disk() -> None:
+    """torch's words, in place of the error of the disk; what its reader says of a damaged file is another thing."""
+    assert out_of_space(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"))
+    assert not out_of_space(RuntimeError("PytorchStreamReader failed reading zip archive: not a ZIP archive"))
