@@ -37,7 +37,6 @@ import common
 from estep_systems import SYSTEMS, chunks, prepare
 
 from latent_thoughts import model as models
-from latent_thoughts.config import Engine
 from latent_thoughts.data.tokenizer import Codec
 
 
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", default=sys.executable, help="the Python of an environment with vLLM")
     parser.add_argument("--sweep", default="", help="K for ours, separated by commas, on --few chunks")
     parser.add_argument("--few", type=int, default=16)
-    parser.add_argument("--sequences", type=int, default=Engine().sequences, help="engine.sequences")
+    parser.add_argument("--sequences", type=int, default=0, help="engine.sequences; default: what suits the device")
     parser.add_argument(
         "--memory",
         action="store_true",

@@ -62,7 +62,7 @@ def ours(
 ) -> Callable[[], Result]:
     from latent_thoughts.engines.torch_engine import TorchEngine
 
-    engine = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(sequences=sequences))
+    engine = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(sequences=sequences or None))
 
     def run() -> Result:
         found = infer(engine, tasks, controls, settings(k), Seeds(0, 1), 1.0)
@@ -80,7 +80,7 @@ def phases(
     model = models.load(folder, Model(dtype=dtype))
     head = model.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in model.parameters()) - head  # SmolLM2's head is its embedding, counted once
-    engine = TorchEngine(model, Engine(sequences=sequences))
+    engine = TorchEngine(model, Engine(sequences=sequences or None))
     step = Step(controls, settings(k), Seeds(0, 1), 1.0, rescore=False)
 
     def run() -> Result:
@@ -150,7 +150,7 @@ def both(
     from latent_thoughts.engines.torch_engine import TorchEngine
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
-    scorer = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(sequences=sequences))
+    scorer = TorchEngine(models.load(folder, Model(dtype=dtype)), Engine(sequences=sequences or None))
     engine = VllmEngine(folder, dtype, 1024, scorer, seed=0, gpu_memory_utilization=0.5)
 
     def run() -> Result:

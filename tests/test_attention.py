@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_thoughts.attention import Blocks, Documents, Rule
+from latent_thoughts.attention import Blocks, Documents, FlashDocuments, Rule
 from latent_thoughts.attention.documents import SQUARE
 
 H, J, D = 4, 2, 8
@@ -118,6 +118,10 @@ def test_values_may_be_narrower_than_keys() -> None:
 def test_flash_attention_over_rows_on_a_gpu(window: int | None) -> None:
     sizes, rule = [40, 7, 100], Rule(D**-0.5, window, None, None)
     found = inputs(sum(sizes), torch.bfloat16, device="cuda")
-    out = Documents(sizes, torch.device("cuda")).attend(0, *found, rule)
-    expected = plain(rule, sizes, *(x.cpu().double() for x in found))
-    assert (out.cpu().double() - expected).abs().max() < 0.03
+    expected = [x.detach().cpu().double().requires_grad_() for x in found]
+    out, reference = FlashDocuments(sizes, torch.device("cuda")).attend(0, *found, rule), plain(rule, sizes, *expected)
+    assert (out.cpu().double() - reference).abs().max() < 0.03
+    out.backward(slope := torch.ones_like(out))
+    reference.backward(slope.cpu().double())
+    for a, b in zip(found, expected, strict=True):
+        assert (a.grad.cpu().double() - b.grad).norm() < 0.01 * b.grad.norm()

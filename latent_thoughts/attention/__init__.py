@@ -18,6 +18,7 @@ import torch
 
 from latent_thoughts.attention.blocks import Blocks as Blocks
 from latent_thoughts.attention.documents import Documents as Documents
+from latent_thoughts.attention.documents import FlashDocuments as FlashDocuments
 from latent_thoughts.attention.lanes import Lanes as Lanes
 from latent_thoughts.attention.rule import Pass as Pass
 from latent_thoughts.attention.rule import Rule as Rule

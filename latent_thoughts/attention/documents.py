@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from latent_thoughts.attention.kernels import fused, rows_fit
+from latent_thoughts.attention.kernels import ends, fused, over_rows, rows_fit
 from latent_thoughts.attention.rule import Rule, softmax
 from latent_thoughts.attention.spans import Extend
 from latent_thoughts.attention.squares import Square, Squares
@@ -32,13 +32,10 @@ class Documents:
     def attend(
         self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
-        kind = self.device.type
-        if torch.is_autocast_enabled(kind):  # rotated queries and keys come in float32
-            q_HND, k_JND, v_JND = (x.to(torch.get_autocast_dtype(kind)) for x in (q_HND, k_JND, v_JND))
-        if kind == "cpu" and q_HND.dtype != torch.float32:
+        q_HND, k_JND, v_JND = cast(q_HND, k_JND, v_JND)
+        if self.device.type == "cpu" and q_HND.dtype != torch.float32:
             return self._in_squares(layer, q_HND, k_JND, v_JND, rule)
-        runs = rule.fused and rule.window is None and 2 * len(self.runs) <= len(self.sizes)
-        if runs and not rows_fit(q_HND, v_JND, rule):
+        if rule.fused and rule.window is None and 2 * len(self.runs) <= len(self.sizes):
             return self._by_runs(q_HND, k_JND, v_JND, rule)
         return self.grouped(*self.sizes).attend(layer, q_HND, k_JND, v_JND, rule)
 
@@ -86,6 +83,32 @@ class Documents:
             made.append(Square(start, size, wide, hidden))
             start += size
         return made
+
+
+class FlashDocuments:
+    """The same on a GPU, by flash attention over the row where that takes a layer. A compiler sees through it: what
+    differs from row to row is a tensor and a bound."""
+
+    def __init__(self, sizes: Sequence[int], device: torch.device):
+        self.ends, self.others = ends(sizes, device), Documents(sizes, device)
+        self.longest = 1 << (max(sizes) - 1).bit_length()  # so that few are compiled for
+
+    def attend(
+        self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        q_HND, k_JND, v_JND = cast(q_HND, k_JND, v_JND)
+        if not rows_fit(q_HND, v_JND, rule):
+            return self.others.attend(layer, q_HND, k_JND, v_JND, rule)
+        rows = (x.transpose(0, 1).contiguous() for x in (q_HND, k_JND, v_JND))
+        return over_rows(*rows, (self.ends, self.ends), (self.longest, self.longest), rule)
+
+
+def cast(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """For autocast: rotated queries and keys come in float32."""
+    kind = values[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return values
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in values)
 
 
 def _alone(square: Square, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule) -> torch.Tensor:

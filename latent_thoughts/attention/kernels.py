@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 from collections.abc import Sequence
@@ -13,7 +12,15 @@ from torch.nn import functional
 
 from latent_thoughts.attention.rule import Rule
 
+try:
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later
+except ImportError:
+    varlen_attn: Any = lambda: None  # noqa: E731
+
 HALF = (torch.bfloat16, torch.float16)
+KNOWS = {"scale", "window_size", "enable_gqa"} & set(inspect.signature(varlen_attn).parameters)
+# torch 2.11 takes several queries of a key-value head as they come, later versions where they are told to
+GROUPED = {"enable_gqa": True} if "enable_gqa" in KNOWS else {}
 
 
 def fused(q_BHTD: Any, k_BJKD: Any, v_BJKD: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
@@ -35,7 +42,14 @@ def rows_fit(q_HND: torch.Tensor, v_JND: torch.Tensor, rule: Rule) -> bool:
     """Whether flash attention over rows takes them."""
     width = q_HND.shape[2]
     fit = q_HND.dtype in HALF and width == v_JND.shape[2] <= 256 and width % 8 == 0
-    return fit and rule.plain and _varlen(q_HND.device) is not None
+    return fit and rule.plain and has_flash(q_HND.device)
+
+
+def has_flash(device: torch.device) -> bool:
+    """Whether there is flash attention over rows, of this torch and on this device."""
+    if device.type != "cuda" or not {"scale", "window_size"} <= KNOWS:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def ends(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -53,22 +67,9 @@ def over_rows(
 ) -> torch.Tensor:
     """Flash attention over rows, of queries and of keys, whose parts belong together one by one; (H, N, D).
 
-    A part's last query stands at its last key: what a part has more of keys comes before its queries.
+    A part's last query stands at its last key: what a part has more of keys comes before its queries. `longest` are
+    bounds of their sizes.
     """
     window = ((rule.window or 0) - 1, 0)  # how far back besides itself; -1: to the start
-    out = _varlen(q_NHD.device)(q_NHD, k_MJD, v_MJD, *ends, *longest, scale=rule.scaling, window_size=window,
-                                enable_gqa=True)  # fmt: skip
+    out = varlen_attn(q_NHD, k_MJD, v_MJD, *ends, *longest, scale=rule.scaling, window_size=window, **GROUPED)
     return out.transpose(0, 1)
-
-
-@functools.cache
-def _varlen(device: torch.device) -> Any:
-    """None where this torch or device has none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    known = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
-    return (
-        varlen_attn if known and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else None
-    )

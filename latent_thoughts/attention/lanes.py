@@ -56,8 +56,10 @@ class Lanes:
 
     def _fit(self, first: int, needed: int, limit: int) -> int:
         """Makes two of the stored tensors (from `first`) wide enough, or less wide; returns their width."""
-        width = min(limit, -(-needed // self.STEP) * self.STEP)
-        held = self.stored[first].shape[-2]
+        steps = -(-needed // self.STEP)
+        if self.device.type == "cuda":  # for every width a pass is recorded
+            steps = 1 << (steps - 1).bit_length()
+        width, held = min(limit, steps * self.STEP), self.stored[first].shape[-2]
         if width > held or width < held // 2:
             for n in (first, first + 1):
                 old, keep = self.stored[n], min(width, held)
@@ -71,14 +73,36 @@ class Lanes:
         self.at_N = torch.tensor(at, dtype=torch.long)
         positions = (self.P + self.length_G[self.rows_N] + self.at_N).tolist()
         used = int(self.rows_N.max()) + 1
-        self.L, self.T = self.stored[0].shape[-2], self._fit(2, max(at) + 1, self.own)
+        self.fit(max(at) + 1)
         own_GR = torch.full((used, self.draws), -1)
         own_GR[self.rows_N, self.draw_N] = self.at_N
-        self.position_GR = (self.P + self.length_G[:used, None] + own_GR).to(self.device)
-        self.own_GR, self.size_G = own_GR.to(self.device), self.length_G[:used].to(self.device)
+        self.stand(own_GR.to(self.device), self.length_G[:used].to(self.device))
         self.index = tuple(x.to(self.device) for x in (self.rows_N, self.draw_N, self.at_N))
-        self.hidden: dict[int | None, torch.Tensor] = {}
         return positions
+
+    def longest(self, rows: Sequence[tuple[int, int]], at: Sequence[int]) -> int:
+        """The last position of draws (lane, draw) that hold `at` tokens before the one that is fed."""
+        lengths = self.length_G.tolist()
+        return self.P + max(lengths[lane] + n for (lane, _), n in zip(rows, at, strict=True))
+
+    def fit(self, tokens: int) -> None:
+        """Makes room for so many tokens of every draw."""
+        self._fit(2, tokens, self.own)
+
+    def widths(self) -> tuple[int, int]:
+        """Of what is stored, shared and own."""
+        return self.stored[0].shape[-2], self.stored[2].shape[-2]
+
+    def stand(self, own_GR: torch.Tensor, size_G: torch.Tensor) -> torch.Tensor:
+        """Where the last token of every draw of the first lanes stands among its own, -1 where none grows, and how
+        much its lane shares: tensors on the device, and nothing here waits for them. Returns positions (N,)."""
+        (self.L, self.T), (lanes, draws) = self.widths(), own_GR.shape
+        self.own_GR, self.size_G, self.position_GR = own_GR, size_G, self.P + size_G[:, None] + own_GR
+        lane_GR = torch.arange(lanes, device=self.device)[:, None].expand(lanes, draws)
+        draw_GR = torch.arange(draws, device=self.device).expand(lanes, draws)
+        self.index = tuple(x.flatten() for x in (lane_GR, draw_GR, own_GR.clamp(min=0)))
+        self.hidden: dict[int | None, torch.Tensor] = {}
+        return self.position_GR.clamp(min=0).flatten()
 
     def _hidden(self, window: int | None) -> torch.Tensor:
         """Which keys a draw does not see, (G, 1, R, 1, P + L + T)."""

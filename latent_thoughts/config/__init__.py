@@ -50,7 +50,7 @@ class Engine(Section):
 
     kind: Literal["torch", "vllm"] = "torch"
     scorer: Literal["torch", "vllm"] = "torch"  # where vllm samples; vllm scores draws at temperature 1 alone
-    sequences: Positive = 256  # decoded at a time
+    sequences: Positive | None = None  # decoded at a time; default: 256, on a GPU 1024
     tokens: Positive | None = None  # key-value positions of contexts, and again of draws; default: 65536, or by the GPU
     pass_tokens: Positive | None = None  # encoded in one pass; default: 4096, on a GPU 16384
     logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**26, on a GPU 2**28

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from latent_thoughts.attention import Lanes, Path
 from latent_thoughts.engines.base import Sampling
 from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.passes import Growing, Passes
+from latent_thoughts.engines.replay import Replay, lanes_of
 from latent_thoughts.engines.work import Work
+from latent_thoughts.machine import out_of_memory
 
 InSight = Callable[[Path], Iterable[Work]]  # the jobs that want draws behind a trunk
 
@@ -37,6 +40,7 @@ class Drawing:
         self.growing: dict[tuple[int, int], Growing] = {}  # by lane and place in it
         self.lanes: Lanes | None = None
         self.free: list[int] = []
+        self.replay: Replay | None = None
 
     def fill(self, in_sight: InSight) -> None:
         """Draws the first tokens of waiting prompts and gives the draws lanes."""
@@ -85,7 +89,7 @@ class Drawing:
         """One token for every draw that has a place."""
         assert self.lanes is not None
         places, draws = list(self.growing), list(self.growing.values())
-        logits_NV = self.passes.grow(self.lanes, places, draws)
+        logits_NV = self._logits(self.lanes, places, draws)
         for place, goes in zip(places, self.passes.draw(logits_NV, draws), strict=True):
             if not goes:
                 del self.growing[place]
@@ -93,6 +97,30 @@ class Drawing:
         if not self.queue and 2 * len(live) <= max(lane for lane, _ in places) + 1:
             live = self._close_up(live)
         self.free = sorted(set(range(self.lanes.lanes)).difference(live), reverse=True)
+
+    def _logits(self, lanes: Lanes, places: list[tuple[int, int]], draws: list[Growing]) -> torch.Tensor:
+        """What comes next of every draw, (N, V): replayed on a GPU, where the model's passes can be."""
+        if self.passes.replays:
+            try:
+                return self._replayed(lanes, places, draws)
+            except RuntimeError as error:
+                if out_of_memory(error) or self.replay is None or not self.replay.recording:
+                    raise
+                why = str(error).splitlines()[0]
+                print(
+                    f"latent-thoughts: draws without CUDA graphs, which this model rules out ({why})", file=sys.stderr
+                )
+                self.passes.replays, self.replay = False, None
+        return self.passes.grow(lanes, places, draws)
+
+    def _replayed(self, lanes: Lanes, places: list[tuple[int, int]], draws: list[Growing]) -> torch.Tensor:
+        at, used = [len(d.ids) - 1 for d in draws], lanes_of(lanes, places)
+        self.passes.check_length(lanes.longest(places, at) + 1)
+        lanes.fit(max(at) + 1)
+        if self.replay is None or not self.replay.suits(lanes, used):
+            self.replay = None  # its memory is free before
+            self.replay = Replay(self.passes.whole, lanes, used)
+        return self.replay.grow(places, at, [d.ids[-1] for d in draws])
 
     def _close_up(self, live: Sequence[int]) -> list[int]:
         """Moves lanes whose draws still grow to the front: a pass reads all up to the last. Returns them."""

@@ -9,12 +9,14 @@ import torch
 from latent_thoughts.config import Engine
 from latent_thoughts.engines.passes import Passes
 
+NAMES = ("sequences", "tokens", "pass_tokens", "logits")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`engine`'s settings; what they leave open is as a CPU likes it, or as much as suits a GPU."""
 
-    sequences: int
+    sequences: int = 256
     tokens: int = 65536
     pass_tokens: int = 4096
     logits: int = 2**26
@@ -22,16 +24,15 @@ class Limits:
     @staticmethod
     def of(settings: Engine, passes: Passes) -> Limits:
         """On a GPU contexts and draws may have a quarter of the free memory each; passes take place in the rest."""
-        made = Limits(settings.sequences)
+        made = Limits()
         if passes.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(passes.device)
-            made = Limits(settings.sequences, max(made.tokens, free // 4 // passes.position), 16384, 2**28)
-        given = {name: value for name in ("tokens", "pass_tokens", "logits") if (value := getattr(settings, name))}
+            made = Limits(1024, max(made.tokens, free // 4 // passes.position), 16384, 2**28)
+        given = {name: value for name in NAMES if (value := getattr(settings, name))}
         return replace(made, **given)
 
     def halved(self) -> Limits:
-        return Limits(*(max(1, n // 2) for n in (self.sequences, self.tokens, self.pass_tokens, self.logits)))
+        return Limits(*(max(1, getattr(self, name) // 2) for name in NAMES))
 
     def __str__(self) -> str:
-        names = ("sequences", "tokens", "pass_tokens", "logits")
-        return ", ".join(f"engine.{name}={getattr(self, name)}" for name in names)
+        return ", ".join(f"engine.{name}={getattr(self, name)}" for name in NAMES)

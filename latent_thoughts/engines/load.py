@@ -30,11 +30,9 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
     longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
-    limits: dict[str, Any] = {
-        "max_num_seqs": recipe.engine.sequences,
-        "gpu_memory_utilization": recipe.engine.vllm_memory,
-    }
-    limits["seed"] = recipe.seed % 2**31
+    limits: dict[str, Any] = {"gpu_memory_utilization": recipe.engine.vllm_memory, "seed": recipe.seed % 2**31}
+    if recipe.engine.sequences:
+        limits["max_num_seqs"] = recipe.engine.sequences
     if recipe.engine.vllm_parallel > 1:  # processes of its own, also where it runs in an actor of Ray
         limits |= {"tensor_parallel_size": recipe.engine.vllm_parallel, "distributed_executor_backend": "mp"}
     with contextlib.closing(VllmEngine(local(folder), recipe.model.dtype, longest, scorer, **limits)) as engine:

@@ -82,6 +82,7 @@ class Passes:
             kind = model.config.model_type
             raise UserError(f"{kind} does not let its attention be replaced: set engine.kind and engine.scorer to vllm")
         self.longest = _longest(model)
+        self.replays = self.device.type == "cuda"  # until it turns out that the model's passes cannot be recorded
 
     @property
     def position(self) -> int:
@@ -115,6 +116,11 @@ class Passes:
         """One pass over the last tokens of growing draws; returns logits (N, V)."""
         positions = lanes.place(rows, [len(d.ids) - 1 for d in draws])
         return self._forward([d.ids[-1] for d in draws], positions, lanes, list(range(len(draws))))
+
+    def whole(self, ids_N: torch.Tensor, positions_N: torch.Tensor, branches: attention.Pass) -> torch.Tensor:
+        """The logits (N, V) behind all tokens of a pass, of what lies on the device."""
+        ids, positions = ids_N[None], positions_N[None]
+        return self.model(input_ids=ids, position_ids=positions, use_cache=False, branches=branches).logits[0]
 
     def _forward(self, ids: list[int], positions: list[int], branches: attention.Pass, wanted: list[int]) -> Any:
         def row(values: list[int]) -> torch.Tensor:

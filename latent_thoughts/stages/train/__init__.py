@@ -172,7 +172,7 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
     whole = Whole(model, config.sequence_length, logits, config.dropout) if config.compile == "whole" else None
     objective, half = Objective(model, logits, whole), model_config.dtype == "bfloat16"
     if config.compile == "blocks":
-        models.compile_blocks(model)
+        objective.compile_blocks()
     if ranks.size > 1:
         parallel.shard(objective, models.blocks(model), ranks, config.shard, half)
     batches = Batches(documents, controls, config, seed)

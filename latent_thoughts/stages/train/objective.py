@@ -1,4 +1,4 @@
-"""The training loss: next-token loss of documents that do not see each other, in blocks over the vocabulary.
+"""The training loss: next-token loss of documents that do not see each other.
 
 Axis suffixes: N positions that carry loss, D hidden width, V vocabulary.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from latent_thoughts import attention
-from latent_thoughts.attention import Documents
+from latent_thoughts import model as models
+from latent_thoughts.attention import Documents, FlashDocuments
 from latent_thoughts.attention.documents import ROUND
 from latent_thoughts.config import Train
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
+from latent_thoughts.stages.train.losses import EVEN, Behind, losses_by_blocks, soften
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import PackedRow
 
@@ -26,29 +28,6 @@ from latent_thoughts.types import PackedRow
 def logits_held(config: Train, device: torch.device) -> int:
     """How many at a time (positions x vocabulary), by default: of fewer, a GPU's products would wait for memory."""
     return config.logits or (2**27 if device.type == "cuda" else 2**24)
-
-
-class Behind(NamedTuple):
-    """What stands behind a head: its logits are scaled, and then capped, to cap tanh(x / cap)."""
-
-    scale: float = 1.0
-    cap: float | None = None
-
-    def of(self, logits: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        if self.scale != 1:
-            logits *= self.scale
-        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
-
-    def back(self, slope: torch.Tensor, made: torch.Tensor) -> None:
-        """The loss's slope by what was made becomes, in place, that by the head's logits. What was made is used up."""
-        if self.cap is not None:
-            slope *= made.div_(self.cap).square_().neg_().add_(1)
-        if self.scale != 1:
-            slope *= self.scale
-
-
-PLAIN = Behind()
 
 
 def _settings(config: Any) -> Iterable[tuple[float, float | None]]:
@@ -69,11 +48,18 @@ class Objective(nn.Module):
         self.model, self.logits, self.whole = model, logits, whole
         self.branching = attention.install(model)  # the model lets its attention be replaced by ours
         self.block = max(1, logits // self.head.weight.shape[0])
-        self.behind = self._behind_head()
+        self.block -= self.block % EVEN if self.block > EVEN else 0
+        self.behind, self.soften = self._behind_head(), soften
 
     @property
     def head(self) -> Any:
         return self.model.get_output_embeddings()
+
+    def compile_blocks(self) -> None:
+        """`train.compile: blocks`: the model's layers, and on a GPU what is done to logits."""
+        models.compile_blocks(self.model)
+        if self.head.weight.is_cuda:
+            self.soften = torch.compile(soften, dynamic=True)
 
     @torch.no_grad()
     def _behind_head(self) -> Behind | None:
@@ -113,7 +99,7 @@ class Objective(nn.Module):
             hidden = self._hidden(self.model.base_model, packed).last_hidden_state
             hidden_ND = self._at(hidden, documents, place, wanted)
             head = self.head.weight, self.head.bias
-            total, losses = losses_by_blocks(hidden_ND, *head, targets, self.block, self.behind)
+            total, losses = losses_by_blocks(hidden_ND, *head, targets, self.block, self.behind, self.soften)
         else:
             logits_NV = self._at(self._hidden(self.model, packed).logits, documents, place, wanted)
             losses = torch.nn.functional.cross_entropy(logits_NV.float(), targets, reduction="none")
@@ -143,77 +129,11 @@ class Objective(nn.Module):
             padded = nn.utils.rnn.pad_sequence(list(ids.split(sizes)), batch_first=True)
             return module(input_ids=padded, use_cache=False)
         place = torch.from_numpy(place).to(device)
-        if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # oneDNN compiles kernels for every length of a row: the last document grows until there are few
+        if torch.is_autocast_enabled(device.type):
+            # The last document grows: oneDNN compiles kernels for every length of a row, and a GPU's matrix units
+            # take no sums of an odd number of tokens, as those of weights' gradients would be
             more = -len(ids) % ROUND
             sizes[-1] += more
             ids, place = (nn.functional.pad(x, (0, more)) for x in (ids, place))
-        branches = Documents(sizes, device)
+        branches = (FlashDocuments if device.type == "cuda" else Documents)(sizes, device)
         return module(input_ids=ids[None], position_ids=place[None], use_cache=False, branches=branches)
-
-
-def losses_by_blocks(
-    hidden_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-    bias_V: torch.Tensor | None,
-    targets_N: torch.Tensor,
-    block: int,
-    behind: Behind = PLAIN,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of a linear head and what is behind it: (sum, differentiable; losses (N,), not differentiable).
-
-    No more than `block` rows of logits exist at a time. The gradient is taken on the way, while a block's
-    logits are there (as in Liger's fused linear cross-entropy, Hsu et al. 2024), so that none is computed twice.
-    """
-    gradient = torch.is_grad_enabled()
-    return _Losses.apply(hidden_ND, weight_VD, bias_V, targets_N, block, behind, gradient)  # pyright: ignore
-
-
-class _Losses(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any, block: int, behind: Behind, gradient: bool
-    ) -> Any:
-        device, count = hidden.device.type, len(hidden)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        rows, matrix = hidden.to(dtype), weight.to(dtype)
-        losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
-        dhidden, dbias = torch.empty_like(hidden, dtype=torch.float32), torch.zeros(len(weight), device=hidden.device)
-        # the weight's gradient is a large sum: of several blocks at once, as far as 8 bytes a logit go
-        together = block * max(1, 8 // dtype.itemsize)
-        slopes = rows.new_empty(min(count, together) if gradient else 0, len(weight))
-        dweight: Any = None if count else torch.zeros_like(weight, dtype=torch.float32)
-        with torch.autocast(device, enabled=False):
-            for start in range(0, count, block):
-                stop, held = min(start + block, count), start % together
-                goal, logits = targets[start:stop, None], (rows[start:stop] @ matrix.T).float()
-                if bias is not None:
-                    logits += bias
-                logits = behind.of(logits)
-                # softmax is one pass, logsumexp would be several; the likeliest token's share never underflows
-                slope = torch.softmax(logits, 1)
-                total = logits.amax(1, keepdim=True) - slope.amax(1, keepdim=True).log()
-                losses[start:stop] = (total - logits.gather(1, goal))[:, 0]
-                if not gradient:
-                    continue
-                slope.scatter_add_(1, goal, torch.full_like(total, -1))
-                behind.back(slope, logits)
-                dbias += slope.sum(0) if bias is not None else 0
-                slope = slopes[held : held + stop - start].copy_(slope)
-                dhidden[start:stop] = slope @ matrix
-                if stop == count or held + block == together:
-                    product = slopes[: held + stop - start].T @ rows[start - held : stop]
-                    dweight = product.float() if dweight is None else dweight.add_(product)
-        ctx.mark_non_differentiable(losses)
-        if gradient:
-            ctx.grads = (
-                dhidden.to(hidden.dtype),
-                dweight.to(weight.dtype),
-                None if bias is None else dbias.to(bias.dtype),
-            )
-        return losses.sum(), losses
-
-    @staticmethod
-    def backward(ctx: Any, total: torch.Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grads, ctx.grads = ctx.grads, None
-        return *(g if g is None else g.mul_(total) for g in grads), None, None, None, None

@@ -21,7 +21,8 @@ from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
 from latent_thoughts.stages.train.loop import Trainer
-from latent_thoughts.stages.train.objective import Behind, Objective, losses_by_blocks
+from latent_thoughts.stages.train.losses import Behind, losses_by_blocks, soften
+from latent_thoughts.stages.train.objective import Objective
 from latent_thoughts.stages.train.whole import Whole, training_pass
 from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
@@ -197,6 +198,20 @@ def test_losses_by_blocks_are_those_of_the_whole(
         assert a is None or torch.allclose(a.grad.double(), b.grad, atol=1e-4)
 
 
+@pytest.mark.parametrize("behind", [Behind(), Behind(0.5, 2.0)], ids=["plain", "capped"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_losses_as_a_compiler_sees_them(bias: bool, behind: Behind) -> None:
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, offset = (torch.randn(*shape, generator=g) for shape in ((40, 5), (7, 5), (7,)))
+    targets, found = torch.randint(7, (40,), generator=g), []
+    for how in (soften, torch.compile(soften, backend="aot_eager", dynamic=True)):
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight, offset)]
+        total, losses = losses_by_blocks(*leaves[:2], leaves[2] if bias else None, targets, 16, behind, how)
+        total.backward()
+        found.append([losses, *(x.grad for x in leaves[: 2 + bias])])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
 def test_a_weight_in_half_precision_gets_the_sum_of_all_blocks_rounded_once() -> None:
     """As where FSDP gathers it so: two hundred sums would each be rounded."""
     g = torch.Generator().manual_seed(0)
@@ -258,7 +273,7 @@ def test_compiled_blocks_give_the_same_gradient() -> None:
         model = tiny("llama").train()
         objective = Objective(model, MANY)
         if compiled:
-            models.compile_blocks(model)
+            objective.compile_blocks()
         for n in (0, 1):  # rows of different lengths
             config = CONFIG.model_copy(update={"rows": 1 + n})
             objective(batch(config).micros[0])[0].backward()
