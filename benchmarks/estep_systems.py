@@ -167,7 +167,7 @@ def transformers(
     folder: Path, dtype: str, k: int, tasks: list[Task], controls: Controls, sequences: int
 ) -> Callable[[], Result]:
     model = models.load(folder, Model(dtype=dtype)).eval()
-    batch = 8  # prompts, K sequences each
+    batch = 64 if model.device.type == "cuda" else 8  # prompts, K sequences each
 
     def padded(rows: list[tuple[int, ...]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(map(len, rows))

