@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from latent_thoughts.model import matmul_peak
+
 
 def seconds(work: Callable[[], object], at_least: float = 0.5) -> float:
     """Mean seconds of one call, over calls that take `at_least` together."""
@@ -39,10 +41,12 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     found["name"] = torch.cuda.get_device_name() if device == "cuda" else _cpu()
     if isa := os.environ.get("ONEDNN_MAX_CPU_ISA"):  # what oneDNN was told not to go beyond
         found["onednn_max_cpu_isa"] = isa
-    sizes = (8192,) if device == "cuda" else (512, 1024, 2048, 4096)
     for dtype in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        found[f"matmul_gflops_{name}"] = max(_matmul_gflops(size, dtype, device, wait) for size in sizes)
+        name = f"matmul_gflops_{str(dtype).removeprefix('torch.')}"
+        if device == "cuda":
+            found[name] = matmul_peak(torch.device(device), dtype) / 1e9
+        else:
+            found[name] = max(_matmul_gflops(size, dtype) for size in (512, 1024, 2048, 4096))
     source = torch.empty(2**28 // 4, device=device)
     target = torch.empty_like(source)
 
@@ -54,14 +58,9 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return found
 
 
-def _matmul_gflops(size: int, dtype: torch.dtype, device: str, wait: Callable[[], None]) -> float:
-    a = torch.randn(size, size, device=device).to(dtype)
-
-    def product() -> None:
-        torch.nn.functional.linear(a, a)  # a weight is stored transposed, as nn.Linear has it
-        wait()
-
-    return 2 * size**3 / seconds(product) / 1e9
+def _matmul_gflops(size: int, dtype: torch.dtype) -> float:
+    a = torch.randn(size, size).to(dtype)  # a weight is stored transposed, as nn.Linear has it
+    return 2 * size**3 / seconds(lambda: torch.nn.functional.linear(a, a)) / 1e9
 
 
 def _cpu() -> str:

@@ -56,7 +56,10 @@ def launched() -> int:
 
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Joins the processes of torchrun, over gloo on CPUs and NCCL on GPUs; those of Ray Train are joined already."""
+    """Joins the processes of torchrun, over gloo on CPUs and NCCL on GPUs; those of Ray Train are joined already.
+
+    Raises UserError where this machine has fewer GPUs than processes.
+    """
     if launched() == 1:
         yield Ranks()
         return
@@ -64,7 +67,13 @@ def ranks() -> Iterator[Ranks]:
         yield _joined()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        rank, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank >= found:
+            raise UserError(
+                f"torchrun started more processes than there are GPUs: give --nproc-per-node {found}, or for CPUs "
+                'CUDA_VISIBLE_DEVICES="" and model.device=cpu'
+            )
+        torch.cuda.set_device(rank)
     dist.init_process_group(backends(torch.cuda.is_available()))
     try:
         yield _joined()

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from latent_thoughts import model as models
+from latent_thoughts import parallel
 from latent_thoughts.attention import Documents, Extend, FlashDocuments, Rule, Span
 from latent_thoughts.config import Engine, Train, resolve
 from latent_thoughts.data.corpus import Corpus
@@ -34,6 +35,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective, logits_held
+from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
 from tests.pretended_gpu import KERNELS, Pretended, pretended_gpu
@@ -311,6 +313,19 @@ def test_an_e_step_finds_the_memory_of_the_training_before_it(small: dict[str, A
         with patch.object(torch.cuda, "empty_cache", lambda: given_back.append(alive())):
             Loop(run, "em", run.recipe.sample, tmp_path).sample(1)
     assert given_back == [0]
+
+
+def test_a_whole_pass_is_compiled_for_cpus_alone() -> None:
+    with pretended_gpu(), pytest.raises(UserError, match=r"train\.compile: whole is for CPUs: take blocks"):
+        Whole(tiny("llama").to("cuda"), 48, 2**20)
+
+
+def test_more_processes_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    told = pytest.raises(UserError, match="more processes than there are GPUs: give --nproc-per-node 1")
+    with pretended_gpu(), told, parallel.ranks():
+        pass
 
 
 def test_a_gpu_holds_more_logits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_where_a_stage_runs_is_in_no_key(tmp_path: Path, small: dict[str, Any]) 
 def test_workers_share_the_gpus_that_their_driver_may_use(
     visible: str | None, count: int, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forkserver._forkserver._stop()  # pyright: ignore  # it has the environment in which it was started
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

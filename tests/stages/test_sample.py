@@ -179,7 +179,7 @@ def test_the_model_is_part_of_the_key(warm: Run, tmp_path: Path) -> None:
 def logprob(model: Any, prefix: tuple[int, ...], ids: tuple[int, ...]) -> float:
     """log p(ids | prefix) from one forward pass of transformers over the whole sequence."""
     with torch.no_grad():
-        rows = torch.log_softmax(model(torch.tensor([[*prefix, *ids]])).logits[0].double(), -1)
+        rows = torch.log_softmax(model(torch.tensor([[*prefix, *ids]]).to(model.device)).logits[0].double(), -1)
     return float(sum(rows[len(prefix) + n - 1, i] for n, i in enumerate(ids)))
 
 

@@ -1,4 +1,5 @@
-"""`train.compile: whole`: forward and backward pass of a small model as one library, compiled by torch's AOTInductor.
+"""`train.compile: whole`: forward and backward pass of a small model as one library, compiled for a CPU by torch's
+AOTInductor.
 
 Torch's compiler takes a hundred megabytes of the process that loads it, so a process of its own traces and compiles.
 What it leaves lies in this machine's cache, and runs without Python between its kernels.
@@ -44,12 +45,14 @@ class Whole:
     """
 
     def __init__(self, model: Any, multiple: int, logits: int, dropout: float = 0.0):
+        if model.device.type != "cpu":
+            raise UserError("train.compile: whole is for CPUs: take blocks")
         if not attention.install(model):
             raise UserError(f"train.compile: whole does not know {model.config.model_type} models: take blocks")
         if buffers := {name for name, _ in model.named_buffers()} & set(model.state_dict()):
             raise UserError(f"train.compile: whole leaves buffers as they begin, such as {min(buffers)}: take blocks")
         self.model, self.multiple, self.logits, self.dropout = model, multiple, logits, dropout
-        self.device, self.vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.libraries: dict[Shape, Any] = {}
 
     def __call__(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,8 +69,8 @@ class Whole:
         columns = np.zeros((4, size), np.int64)
         columns[2:, len(place) :] = [[-2], [format.IGNORE]]
         columns[:, : len(place)] = packed.ids, place, packed.document_ids, packed.labels
-        ids, place, documents, labels = torch.from_numpy(columns).to(self.device)
-        library = self._library(Shape(size, block, torch.is_autocast_enabled(self.device.type)))
+        ids, place, documents, labels = torch.from_numpy(columns)
+        library = self._library(Shape(size, block, torch.is_autocast_enabled("cpu")))
         inputs = [ids, place, Blocks.hidden(documents, block), labels]
         return _Pass.apply(library, inputs, *self.model.parameters())  # pyright: ignore
 
@@ -87,7 +90,7 @@ class Whole:
     def _load(self, path: Path) -> Any:
         """What torch._inductor.aoti_load_package does, which would load the compiler for it."""
         load = torch._C._aoti.AOTIModelPackageLoader  # pyright: ignore[reportAttributeAccessIssue]
-        return load(str(path), "model", False, 1, self.device.index if self.device.index is not None else -1)
+        return load(str(path), "model", False, 1, -1)
 
     def _key(self, shape: Shape) -> str:
         """Of all that a library depends on."""
@@ -96,17 +99,16 @@ class Whole:
         sources = [Path(__file__), *sorted(Path(attention.__file__).parent.glob("*.py"))]
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         config = {name: value for name, value in self.model.config.to_dict().items() if name != "_name_or_path"}
-        cpu = self.device.type == "cpu"
-        device = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name(self.device)
+        cpu = torch.backends.cpu.get_cpu_capability()
         versions = [torch.__version__, transformers.__version__, code]
-        everything = [asdict(shape), config, self.dropout, str(self.device), device, torch.get_num_threads(), versions]
+        everything = [asdict(shape), config, self.dropout, cpu, torch.get_num_threads(), versions]
         return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
 
     def _make(self, shape: Shape, path: Path) -> None:
         kind, config = type(self.model), copy.deepcopy(self.model.config)
         with tempfile.TemporaryDirectory() as folder, track("compile", 1, "library") as advance:
             made = Path(folder) / "pass.pt2"
-            settings = (kind, config, self.dropout, str(self.device), torch.get_num_threads(), shape, made)
+            settings = (kind, config, self.dropout, torch.get_num_threads(), shape, made)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 try:
                     pool.submit(_compile, *settings).result()
@@ -150,18 +152,18 @@ def _compile(*settings: Any) -> None:
         raise UserError(f"{FAILED}: {next((line for line in lines if 'error' in line.lower()), lines[0])}") from None
 
 
-def _write_library(kind: Any, config: Any, dropout: float, device: str, threads: int, shape: Shape, path: Path) -> None:
+def _write_library(kind: Any, config: Any, dropout: float, threads: int, shape: Shape, path: Path) -> None:
     """For models of this kind, whatever their weights."""
     from torch._inductor import aoti_compile_and_package
     from torch.fx.experimental.proxy_tensor import make_fx
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch about itself
     torch.set_num_threads(threads)  # which the code is made for
-    model = kind._from_config(config, attn_implementation="eager").to(device, torch.float32).train()
+    model = kind._from_config(config, attn_implementation="eager").float().train()
     attention.install(model)
     if dropout:
         add_dropout(model, dropout)
-    ids = torch.zeros(shape.size, dtype=torch.int64, device=device)
+    ids = torch.zeros(shape.size, dtype=torch.int64)
     parameters = [p.detach() for p in model.parameters()]
     inputs = (parameters, ids, ids.clone(), Blocks.hidden(ids, shape.block), ids.clone())
     graph = make_fx(training_pass(model, shape.half))(*inputs)
@@ -174,7 +176,7 @@ def training_pass(model: Any, half: bool) -> Callable[..., tuple[torch.Tensor, .
 
     def run(parameters: Sequence[torch.Tensor], *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         weights = [p.detach().requires_grad_() for p in parameters]
-        with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             losses = _losses(model, dict(zip(names, weights, strict=True)), *inputs)
             return losses, *torch.autograd.grad(losses.sum(), weights)
 

@@ -37,7 +37,7 @@ def raw_nll(run: Run, between: list[int]) -> float:
         x = list(d.chunks[1].ids)
         ids = [controls.bos, *d.chunks[0].ids, *between, *x]
         with torch.no_grad():
-            rows = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+            rows = torch.log_softmax(model(torch.tensor([ids]).to(model.device)).logits[0], -1)
         total -= sum(float(rows[len(ids) - len(x) + n - 1, i]) for n, i in enumerate(x))
         tokens += len(x)
     return total / tokens

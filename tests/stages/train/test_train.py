@@ -292,7 +292,7 @@ def processes(nodes: int, script: list[str], arguments: list[str]) -> str:
         str(2 // nodes),
     ]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", *script, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # two, whatever GPUs there are
     started = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
         for _ in range(nodes)
