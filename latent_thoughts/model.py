@@ -311,7 +311,7 @@ def compiler() -> str | None:
 
 
 def compile_blocks(model: Any) -> None:
-    """torch.compile for every block: one graph for all, whatever the length of a row. Attention stays as it is."""
+    """torch.compile for every block: one graph for all, whatever the length of a row. On a CPU without attention."""
     torch._dynamo.config.allow_unspec_int_on_nn_module = True  # else a graph for every layer's number
     for block in blocks(model):
         block.compile(dynamic=True)

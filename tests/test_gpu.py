@@ -6,7 +6,9 @@ With `-m gpu` on a real one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -17,10 +19,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from latent_thoughts import attention, parallel
 from latent_thoughts import model as models
-from latent_thoughts import parallel
-from latent_thoughts.attention import Documents, Extend, FlashDocuments, Rule, Span
+from latent_thoughts.attention import Documents, Extend, FlashDocuments, Rule, Span, documents
 from latent_thoughts.config import Engine, Train, resolve
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
@@ -201,6 +204,36 @@ def test_training_in_half_precision_is_near(kind: str, gpu: Any) -> None:
         here, there = on_both(work, gpu)
     assert here == pytest.approx(there, rel=0.02)
     assert gpu is not pretended_gpu or bool(lengths) == (kind not in ("gemma2", "gpt_oss"))
+
+
+def test_layers_are_one_graph_with_their_attention_whatever_the_documents() -> None:
+    """What a GPU's compiler sees, with flash attention's kernels of a CPU's making."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    varlen._varlen_attn.register_kernel("cpu", KERNELS["torch_attn::_varlen_attn"])
+    varlen._varlen_attn_backward.register_kernel("cpu", KERNELS["torch_attn::_varlen_attn_backward"])
+    model, cpu = tiny("llama").train(), torch.device("cpu")
+    attention.install(model)
+
+    def step(sizes: list[int]) -> list[torch.Tensor]:
+        place = torch.cat([torch.arange(n) for n in sizes])[None]
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            branches = FlashDocuments(sizes, cpu)
+            out = model.base_model(input_ids=place % 17, position_ids=place, use_cache=False, branches=branches)
+        out.last_hidden_state.float().square().sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    rows = [[40, 7, 17], [32, 32, 32], [9, 3, 50, 2, 64], [5] * 13 + [31], [96]]
+    torch._dynamo.reset()
+    counters.clear()
+    with patch.object(documents, "rows_fit", lambda q, v, rule: rule.plain):
+        expected = [step(sizes) for sizes in rows]
+        with patch.object(torch, "compile", functools.partial(torch.compile, backend="aot_eager")):
+            models.compile_blocks(model)
+        found = [step(sizes) for sizes in rows]
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
+    for a, b in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert (a - b).norm() <= 0.05 * b.norm()
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -90,7 +91,8 @@ class FlashDocuments:
     differs from row to row is a tensor and a bound."""
 
     def __init__(self, sizes: Sequence[int], device: torch.device):
-        self.ends, self.others = ends(sizes, device), Documents(sizes, device)
+        self.ends = ends(sizes, device)
+        self.others: Any = Documents(sizes, device)  # where it does not
         self.longest = 1 << (max(sizes) - 1).bit_length()  # so that few are compiled for
 
     def attend(
@@ -99,8 +101,8 @@ class FlashDocuments:
         q_HND, k_JND, v_JND = cast(q_HND, k_JND, v_JND)
         if not rows_fit(q_HND, v_JND, rule):
             return self.others.attend(layer, q_HND, k_JND, v_JND, rule)
-        rows = (x.transpose(0, 1).contiguous() for x in (q_HND, k_JND, v_JND))
-        return over_rows(*rows, (self.ends, self.ends), (self.longest, self.longest), rule)
+        q_NHD, k_NJD, v_NJD = (x.transpose(0, 1).contiguous() for x in (q_HND, k_JND, v_JND))
+        return over_rows(q_NHD, k_NJD, v_NJD, (self.ends, self.ends), (self.longest, self.longest), rule)
 
 
 def cast(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -105,7 +105,7 @@ class _Losses(torch.autograd.Function):
         # the weight's gradient is a large sum: of several blocks at once, as far as 8 bytes a logit go
         together = block * max(1, 8 // dtype.itemsize)
         slopes = rows.new_zeros(min(len(rows), together) if slope else 0, len(matrix))
-        dbias = None if bias is None else torch.zeros(vocabulary, device=device)
+        dbias: Any = torch.zeros(vocabulary, device=device)
         dweight: Any = None if count else torch.zeros_like(weight, dtype=torch.float32)
         with torch.autocast(device.type, enabled=False):
             for start in range(0, count, block):
@@ -116,7 +116,7 @@ class _Losses(torch.autograd.Function):
                 losses[start:stop] = found[:, 0]
                 if not slope:
                     continue
-                if dbias is not None:
+                if more is not None:
                     dbias += more
                 dhidden[start:stop] = part @ matrix
                 if stop == count or held + block == together:
@@ -125,8 +125,8 @@ class _Losses(torch.autograd.Function):
                     dweight = product if dweight is None else dweight.add_(product)
         ctx.mark_non_differentiable(losses)
         if slope:
-            grads = (dhidden, hidden), (dweight, weight), (dbias, bias)
-            ctx.grads = [None if grad is None else grad.to(like.dtype) for grad, like in grads]
+            of_bias = None if bias is None else dbias.to(bias.dtype)
+            ctx.grads = dhidden.to(hidden.dtype), dweight.to(weight.dtype), of_bias
         return losses.sum(), losses
 
     @staticmethod
