@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 
 from latent_thoughts import attention, parallel
 from latent_thoughts import model as models
-from latent_thoughts.attention import Documents, Extend, FlashDocuments, Rule, Span, documents
+from latent_thoughts.attention import Documents, Extend, FlashDocuments, Lanes, Rule, Span, documents
 from latent_thoughts.config import Engine, Train, resolve
 from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
@@ -115,6 +115,20 @@ def test_lanes_are_replayed_while_draws_come_and_go(gpu: Any) -> None:
         (ids, logprobs), (ids_there, logprobs_there) = on_both(work, gpu)
     assert ids == ids_there and logprobs == pytest.approx(logprobs_there, abs=1e-4)
     assert gpu is pretended_gpu or 1 <= len(recorded) < 30
+
+
+def test_a_pass_is_recorded_anew_where_lanes_have_moved() -> None:
+    """To the same widths elsewhere too: a replay would write where something else lies by then."""
+    lanes = Lanes(2, 1, 512, 8, torch.device("cpu"))
+    short, long = (Span(torch.zeros(1, 2, n, 8), torch.zeros(1, 2, n, 8)) for n in (30, 400))
+    lanes.fill(0, (short,))
+    lanes.fit(1)
+    made, widths, before = replay.Replay(lambda *_: torch.zeros(0), lanes, 2), lanes.widths(), lanes.stored[0]
+    assert made.suits(lanes, 2) and not made.suits(lanes, 1)
+    lanes.fill(1, (long,))
+    assert not made.suits(lanes, 2)
+    lanes.fill(1, (short,))
+    assert lanes.widths() == widths and lanes.stored[0] is not before and not made.suits(lanes, 2)
 
 
 def test_what_cannot_be_replayed_is_drawn_without(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,10 @@ class Lanes:
         """Of what is stored, shared and own."""
         return self.stored[0].shape[-2], self.stored[2].shape[-2]
 
+    def places(self) -> tuple[int, ...]:
+        """What a recorded pass depends on: where what is stored lies, and how wide it is."""
+        return *self.widths(), *(held.data_ptr() for held in self.stored)
+
     def stand(self, own_GR: torch.Tensor, size_G: torch.Tensor) -> torch.Tensor:
         """Where the last token of every draw of the first lanes stands among its own, -1 where none grows, and how
         much its lane shares: tensors on the device, and nothing here waits for them. Returns positions (N,)."""

@@ -82,6 +82,7 @@ class Drawing:
         enough = -(-self.limits.sequences // draws) + 1
         room = self.limits.tokens - attention.length(trunk)
         count = min(room // (shared + draws * own), enough, max(1, wanted))
+        self.replay = self.lanes = None  # what the last ones hold is free before
         self.lanes = Lanes(max(1, count), draws, shared, own, self.passes.device, trunk)
         self.free = list(range(self.lanes.lanes))[::-1]  # the first comes last, and is taken first
 

@@ -21,7 +21,7 @@ class Replay:
     """The next token's logits for the first `used` of the lanes, for as long as these keep their storage."""
 
     def __init__(self, forward: Forward, lanes: Lanes, used: int):
-        self.forward, self.lanes, self.kind, self.passed = forward, lanes, (used, *lanes.widths()), 0
+        self.forward, self.lanes, self.kind, self.passed = forward, lanes, (used, *lanes.places()), 0
         self.own_GR = torch.full((used, lanes.draws), -1, device=lanes.device)
         self.size_G = torch.zeros(used, dtype=torch.long, device=lanes.device)
         self.ids_N = torch.zeros(used * lanes.draws, dtype=torch.long, device=lanes.device)
@@ -29,7 +29,7 @@ class Replay:
         self.recording, self.logits_NV = False, torch.zeros(0)
 
     def suits(self, lanes: Lanes, used: int) -> bool:
-        return lanes is self.lanes and self.kind == (used, *lanes.widths())
+        return lanes is self.lanes and self.kind == (used, *lanes.places())
 
     def grow(self, rows: Sequence[tuple[int, int]], at: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """Logits (N, V) of draws at (lane, draw), whose last token `ids` stands at `at` of what they drew."""
