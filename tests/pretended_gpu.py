@@ -36,6 +36,8 @@ CUDA = {
     "max_memory_allocated": lambda *_: 10**9,
     "mem_get_info": lambda *_: (2**33, 2**34),
     "set_device": lambda _: None,
+    "get_sync_debug_mode": lambda: 0,
+    "set_sync_debug_mode": lambda _: None,
     "synchronize": lambda *_: None,
     "empty_cache": lambda: None,
 }
@@ -206,7 +208,7 @@ KERNELS = {  # what a CPU has not
 }
 
 
-def _record(work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+def _record(work: Callable[[], torch.Tensor], device: torch.device) -> tuple[Callable[[], None], torch.Tensor]:
     out = work()
     return lambda: (out.copy_(work()), None)[1], out
 

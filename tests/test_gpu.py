@@ -31,17 +31,19 @@ from latent_thoughts.em import Loop, Run
 from latent_thoughts.engines import replay
 from latent_thoughts.engines.base import How, SampleRequest, Sampling, ScoreRequest, Scoring, ask
 from latent_thoughts.engines.limits import Limits
+from latent_thoughts.engines.passes import Passes
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.engines.vllm_engine import imported
 from latent_thoughts.optim import optimizers, orthogonalise
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
 from latent_thoughts.stages.train.loop import Trainer
+from latent_thoughts.stages.train.losses import Behind, losses_by_blocks
 from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny
-from tests.pretended_gpu import KERNELS, Pretended, pretended_gpu
+from tests.pretended_gpu import CUDA, KERNELS, Pretended, pretended_gpu
 
 FAMILIES = ["llama", "gpt2", "qwen3", "gemma3_text", "gemma2", "gpt_oss"]
 
@@ -110,7 +112,7 @@ def test_lanes_are_replayed_while_draws_come_and_go(gpu: Any) -> None:
         return [d.ids for d in draws], [x for d in draws for x in d.logprobs]
 
     real = replay.record
-    counted = lambda work: (recorded.append(1), real(work))[1]  # noqa: E731
+    counted = lambda *given: (recorded.append(1), real(*given))[1]  # noqa: E731
     with patch.object(replay, "record", counted) if gpu is not pretended_gpu else contextlib.nullcontext():
         (ids, logprobs), (ids_there, logprobs_there) = on_both(work, gpu)
     assert ids == ids_there and logprobs == pytest.approx(logprobs_there, abs=1e-4)
@@ -131,24 +133,46 @@ def test_a_pass_is_recorded_anew_where_lanes_have_moved() -> None:
     assert lanes.widths() == widths and lanes.stored[0] is not before and not made.suits(lanes, 2)
 
 
+def few_draws(device: str, **settings: Any) -> tuple[list[tuple[int, ...]], bool]:
+    """What is drawn, and whether by replays."""
+    engine = TorchEngine(tiny("llama").to(device), Engine(**settings))
+    how = How(8, CONTROLS.end, frozenset())
+    asked: list[Any] = [Sampling((SampleRequest((1, 2, n), (n, 5)),), how) for n in range(3)]
+    found = [draw.ids for (sampled,) in ask(engine, asked) for draw in sampled.draws]
+    return found, engine.passes.replays
+
+
 def test_what_cannot_be_replayed_is_drawn_without(capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse(work: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+    modes, real = [0], Passes.whole
 
-    def work(device: str) -> Any:
-        engine = TorchEngine(tiny("llama").to(device))
-        asked: list[Any] = [
-            Sampling((SampleRequest((1, 2, n), (n, 5)),), How(8, CONTROLS.end, frozenset())) for n in range(3)
-        ]
-        with patch.object(replay, "record", refuse):
-            found = [draw.ids for (sampled,) in ask(engine, asked) for draw in sampled.draws]
-        assert not engine.passes.replays
-        return found
+    def whole(self: Passes, *given: Any) -> torch.Tensor:
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation\nand more")
+        return real(self, *given)
 
-    here, there = on_both(work)
-    assert here == there
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "without CUDA graphs" in told and "stream is capturing)" in told
+    modes_are = {"set_sync_debug_mode": modes.append, "get_sync_debug_mode": lambda: modes[-1]}
+    with patch.dict(CUDA, modes_are), patch.object(Passes, "whole", whole):
+        (here, _), (there, replays) = on_both(few_draws)
+    assert here == there and not replays and modes == [0, "error", 0]
+    why = "draws without CUDA graphs, which this model rules out: called a synchronizing CUDA operation"
+    assert capsys.readouterr().err == f"latent-thoughts: {why}\n"
+
+
+def test_replays_can_be_left_out() -> None:
+    (here, _), (there, replays) = on_both(lambda device: few_draws(device, graphs=False))
+    assert here == there and not replays
+
+
+@pytest.mark.gpu
+def test_what_waits_for_a_gpu_is_found_before_it_is_recorded() -> None:
+    here = torch.ones(3, device="cuda")
+    with pytest.raises(replay.Waits, match="synchronizing"), replay.waiting_refused():
+        here.sum().item()
+    assert torch.cuda.get_sync_debug_mode() == 0
+    again, out = replay.record(lambda: here * 2, here.device)
+    here.fill_(5)
+    again()
+    assert out.tolist() == [10, 10, 10]
 
 
 def test_an_engines_limits_suit_the_device() -> None:
@@ -180,6 +204,24 @@ def test_scores_behind_contexts_in_half_precision_are_near(kind: str, gpu: Any) 
         here, there = on_both(work, gpu)
     assert gpu is not pretended_gpu or any(longer) == (kind not in ("gemma2", "gpt_oss"))
     assert np.abs(here - there).mean() < 0.1
+
+
+@pytest.mark.parametrize("behind", [Behind(), Behind(0.5, 2.0)], ids=["plain", "capped"])
+@pytest.mark.parametrize("count", [1, 32, 100, 300])
+def test_losses_of_even_sizes_are_those_of_the_sizes_as_they_are(count: int, behind: Behind, gpu: Any) -> None:
+    """37 tokens of a vocabulary, positions of any number: what is added changes nothing."""
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(*shape, generator=g) for shape in ((count, 8), (37, 8), (37,))]
+    targets = torch.randint(37, (count,), generator=g)
+
+    def work(device: str) -> list[float]:
+        leaves = [x.detach().to(device).requires_grad_() for x in given]
+        total, losses = losses_by_blocks(*leaves, targets.to(device), 32, behind)
+        total.backward()
+        return torch.cat([x.detach().cpu().flatten() for x in (losses, *(leaf.grad for leaf in leaves))]).tolist()
+
+    here, there = on_both(work, gpu)
+    assert here == pytest.approx(there, abs=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

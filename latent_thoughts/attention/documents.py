@@ -93,7 +93,7 @@ class FlashDocuments:
     def __init__(self, sizes: Sequence[int], device: torch.device):
         self.ends = ends(sizes, device)
         self.others: Any = Documents(sizes, device)  # where it does not
-        self.longest = 1 << (max(sizes) - 1).bit_length()  # so that few are compiled for
+        self.longest = 1 << (max(sizes) - 1).bit_length()  # few bounds, should a compiler take them one by one
 
     def attend(
         self, layer: int, q_HND: torch.Tensor, k_JND: torch.Tensor, v_JND: torch.Tensor, rule: Rule

@@ -13,14 +13,14 @@ from torch.nn import functional
 from latent_thoughts.attention.rule import Rule
 
 try:
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later
-except ImportError:
-    varlen_attn: Any = lambda: None  # noqa: E731
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn: Any = None
 
 HALF = (torch.bfloat16, torch.float16)
-KNOWS = {"scale", "window_size", "enable_gqa"} & set(inspect.signature(varlen_attn).parameters)
+VARLEN = set(inspect.signature(varlen_attn).parameters) if varlen_attn else set()  # what it can be told
 # torch 2.11 takes several queries of a key-value head as they come, later versions where they are told to
-GROUPED = {"enable_gqa": True} if "enable_gqa" in KNOWS else {}
+GROUPED = {"enable_gqa": True} if "enable_gqa" in VARLEN else {}
 
 
 def fused(q_BHTD: Any, k_BJKD: Any, v_BJKD: Any, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
@@ -47,7 +47,7 @@ def rows_fit(q_HND: torch.Tensor, v_JND: torch.Tensor, rule: Rule) -> bool:
 
 def has_flash(device: torch.device) -> bool:
     """Whether there is flash attention over rows, of this torch and on this device."""
-    if device.type != "cuda" or not {"scale", "window_size"} <= KNOWS:
+    if device.type != "cuda" or not {"scale", "window_size"} <= VARLEN:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -15,8 +15,9 @@ class Lanes:
 
     Shared keys are stored once a lane, (G, J, L, D), and read once a pass for all its draws; what
     the draws have of their own is (G, J, R, T, D). Storage is as wide as what it holds, in steps of
-    `STEP`, up to `shared` and `own`: a CPU's batched products copy what is not contiguous. The keys of
-    `trunk` (J, P, D), with which the paths of all lanes begin, are stored and read once for all.
+    `STEP` (on a GPU in powers of two of them), up to `shared` and `own`: a CPU's batched products copy what is not
+    contiguous. The keys of `trunk` (J, P, D), with which the paths of all lanes begin, are stored and read
+    once for all.
     """
 
     STEP = 32
@@ -57,7 +58,7 @@ class Lanes:
     def _fit(self, first: int, needed: int, limit: int) -> int:
         """Makes two of the stored tensors (from `first`) wide enough, or less wide; returns their width."""
         steps = -(-needed // self.STEP)
-        if self.device.type == "cuda":  # for every width a pass is recorded
+        if self.device.type == "cuda" and steps:  # for every width a pass is recorded
             steps = 1 << (steps - 1).bit_length()
         width, held = min(limit, steps * self.STEP), self.stored[first].shape[-2]
         if width > held or width < held // 2:
@@ -76,7 +77,7 @@ class Lanes:
         self.fit(max(at) + 1)
         own_GR = torch.full((used, self.draws), -1)
         own_GR[self.rows_N, self.draw_N] = self.at_N
-        self.stand(own_GR.to(self.device), self.length_G[:used].to(self.device))
+        self._stand(own_GR.to(self.device), self.length_G[:used].to(self.device))
         self.index = tuple(x.to(self.device) for x in (self.rows_N, self.draw_N, self.at_N))
         return positions
 
@@ -97,16 +98,20 @@ class Lanes:
         """What a recorded pass depends on: where what is stored lies, and how wide it is."""
         return *self.widths(), *(held.data_ptr() for held in self.stored)
 
-    def stand(self, own_GR: torch.Tensor, size_G: torch.Tensor) -> torch.Tensor:
-        """Where the last token of every draw of the first lanes stands among its own, -1 where none grows, and how
-        much its lane shares: tensors on the device, and nothing here waits for them. Returns positions (N,)."""
-        (self.L, self.T), (lanes, draws) = self.widths(), own_GR.shape
-        self.own_GR, self.size_G, self.position_GR = own_GR, size_G, self.P + size_G[:, None] + own_GR
+    def everywhere(self, own_GR: torch.Tensor, size_G: torch.Tensor) -> torch.Tensor:
+        """The next pass is over every place of the first lanes, of which draws are at `own_GR` (G, R) of what they
+        drew, -1 where none grows, and share `size_G` (G,). Waits for nothing on a GPU. Returns positions (N,)."""
+        self._stand(own_GR, size_G)
+        lanes, draws = own_GR.shape
         lane_GR = torch.arange(lanes, device=self.device)[:, None].expand(lanes, draws)
         draw_GR = torch.arange(draws, device=self.device).expand(lanes, draws)
         self.index = tuple(x.flatten() for x in (lane_GR, draw_GR, own_GR.clamp(min=0)))
-        self.hidden: dict[int | None, torch.Tensor] = {}
         return self.position_GR.clamp(min=0).flatten()
+
+    def _stand(self, own_GR: torch.Tensor, size_G: torch.Tensor) -> None:
+        self.L, self.T = self.widths()
+        self.own_GR, self.size_G, self.position_GR = own_GR, size_G, self.P + size_G[:, None] + own_GR
+        self.hidden: dict[int | None, torch.Tensor] = {}
 
     def _hidden(self, window: int | None) -> torch.Tensor:
         """Which keys a draw does not see, (G, 1, R, 1, P + L + T)."""

@@ -50,10 +50,11 @@ class Engine(Section):
 
     kind: Literal["torch", "vllm"] = "torch"
     scorer: Literal["torch", "vllm"] = "torch"  # where vllm samples; vllm scores draws at temperature 1 alone
-    sequences: Positive | None = None  # decoded at a time; default: 256, on a GPU 1024
+    sequences: Positive | None = None  # decoded at a time; default: 256, on a GPU 1024, of vllm its own
     tokens: Positive | None = None  # key-value positions of contexts, and again of draws; default: 65536, or by the GPU
     pass_tokens: Positive | None = None  # encoded in one pass; default: 4096, on a GPU 16384
     logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**26, on a GPU 2**28
+    graphs: bool = True  # on a GPU draws are replayed CUDA graphs, where the model's passes can be recorded
     vllm_memory: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the device's memory that vllm may take
     vllm_parallel: Positive = 1  # GPUs that one vllm spreads its model over (tensor parallel)
 
@@ -130,7 +131,7 @@ class Train(Section):
     workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
     logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**24, on a GPU 2**27
     checkpoint_activations: bool = False  # less memory, a third more work
-    compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile, or all of a small model ahead
+    compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile; on a CPU all of a small model
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
     lr: Annotated[float, Field(gt=0)] = 1e-4

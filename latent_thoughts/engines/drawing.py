@@ -14,9 +14,8 @@ from latent_thoughts.attention import Lanes, Path
 from latent_thoughts.engines.base import Sampling
 from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.passes import Growing, Passes
-from latent_thoughts.engines.replay import Replay, lanes_of
+from latent_thoughts.engines.replay import Replay, Waits, lanes_of
 from latent_thoughts.engines.work import Work
-from latent_thoughts.machine import out_of_memory
 
 InSight = Callable[[Path], Iterable[Work]]  # the jobs that want draws behind a trunk
 
@@ -98,19 +97,17 @@ class Drawing:
         if not self.queue and 2 * len(live) <= max(lane for lane, _ in places) + 1:
             live = self._close_up(live)
         self.free = sorted(set(range(self.lanes.lanes)).difference(live), reverse=True)
+        if not self.growing and not self.queue:
+            self.replay = None  # what it holds is for others
 
     def _logits(self, lanes: Lanes, places: list[tuple[int, int]], draws: list[Growing]) -> torch.Tensor:
         """What comes next of every draw, (N, V): replayed on a GPU, where the model's passes can be."""
         if self.passes.replays:
             try:
                 return self._replayed(lanes, places, draws)
-            except RuntimeError as error:
-                if out_of_memory(error) or self.replay is None or not self.replay.recording:
-                    raise
-                why = str(error).splitlines()[0]
-                print(
-                    f"latent-thoughts: draws without CUDA graphs, which this model rules out ({why})", file=sys.stderr
-                )
+            except Waits as error:
+                why = (str(error).splitlines() or ["it waits for the GPU"])[0]
+                print(f"latent-thoughts: draws without CUDA graphs, which this model rules out: {why}", file=sys.stderr)
                 self.passes.replays, self.replay = False, None
         return self.passes.grow(lanes, places, draws)
 

@@ -82,7 +82,7 @@ class Passes:
             kind = model.config.model_type
             raise UserError(f"{kind} does not let its attention be replaced: set engine.kind and engine.scorer to vllm")
         self.longest = _longest(model)
-        self.replays = self.device.type == "cuda"  # until it turns out that the model's passes cannot be recorded
+        self.replays = self.device.type == "cuda" and not self.longest  # where frequencies are chosen, it waits
 
     @property
     def position(self) -> int:

@@ -7,14 +7,19 @@ there: what comes of a place without one is not looked at, and what it writes be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from latent_thoughts.attention import Lanes
+from latent_thoughts.machine import out_of_memory
+from latent_thoughts.types import UserError
 
 Forward = Callable[[torch.Tensor, torch.Tensor, Lanes], torch.Tensor]  # of ids and positions (N,); logits (N, V)
-BEFORE = 2  # passes that are not recorded: the first of a kind allocate and choose kernels
+BEFORE = 2  # passes that are not recorded: the first of a kind allocate and choose kernels, the last one is a trial
 
 
 class Replay:
@@ -26,7 +31,7 @@ class Replay:
         self.size_G = torch.zeros(used, dtype=torch.long, device=lanes.device)
         self.ids_N = torch.zeros(used * lanes.draws, dtype=torch.long, device=lanes.device)
         self.again: Callable[[], None] | None = None
-        self.recording, self.logits_NV = False, torch.zeros(0)
+        self.logits_NV = torch.zeros(0)
 
     def suits(self, lanes: Lanes, used: int) -> bool:
         return lanes is self.lanes and self.kind == (used, *lanes.places())
@@ -45,16 +50,16 @@ class Replay:
 
     def _pass(self) -> None:
         if self.again is None and self.passed == BEFORE:
-            self.recording = True
-            self.again, self.logits_NV = record(self._work)
-            self.recording = False
-        if self.again is None:
-            self.passed, self.logits_NV = self.passed + 1, self._work()
-        else:
+            self.again, self.logits_NV = record(self._work, self.lanes.device)
+        if self.again is not None:
             self.again()
+            return
+        self.passed += 1
+        with waiting_refused() if self.passed == BEFORE else contextlib.nullcontext():
+            self.logits_NV = self._work()
 
     def _work(self) -> torch.Tensor:
-        return self.forward(self.ids_N, self.lanes.stand(self.own_GR, self.size_G), self.lanes)
+        return self.forward(self.ids_N, self.lanes.everywhere(self.own_GR, self.size_G), self.lanes)
 
 
 def lanes_of(lanes: Lanes, rows: Sequence[tuple[int, int]]) -> int:
@@ -63,9 +68,42 @@ def lanes_of(lanes: Lanes, rows: Sequence[tuple[int, int]]) -> int:
     return min(lanes.lanes, 1 << (used - 1).bit_length())
 
 
-def record(work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-    """Work on the GPU that can be done again, and where its result will then be."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = work()
+class Waits(RuntimeError):
+    """The CPU waits for the GPU within a pass, which can then not be recorded."""
+
+
+@contextlib.contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Tells beforehand what a recording would fail by: one that fails leaves torch in disorder."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise Waits(str(error)) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@functools.cache
+def _stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
+
+
+def record(work: Callable[[], torch.Tensor], device: torch.device) -> tuple[Callable[[], None], torch.Tensor]:
+    """Work on the GPU that can be done again, and where its result will then be. Raises UserError where it fails."""
+    with torch.cuda.device(device):  # a recording is of the current one alone, and says nothing
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=_stream(device)):
+                out = work()
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)
+            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            if out_of_memory(cause):
+                raise cause from None
+            why = (str(cause).splitlines() or [type(cause).__name__])[0]
+            raise UserError(f"a pass of this model cannot be a CUDA graph ({why}): set engine.graphs=false") from error
     return graph.replay, out

@@ -32,7 +32,9 @@ class TorchEngine:
 
     def __init__(self, model: Any, settings: Engine | None = None):
         self.passes = Passes(model)
-        self.limits = Limits.of(settings or Engine(), self.passes)
+        settings = settings or Engine()
+        self.limits = Limits.of(settings, self.passes)
+        self.passes.replays &= settings.graphs
         self.tidied = time.monotonic()
 
     @torch.inference_mode()
