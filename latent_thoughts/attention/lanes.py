@@ -55,8 +55,8 @@ class Lanes:
                 for held in self.stored:
                     held[:, new] = held[:, old]
 
-    def _fit(self, first: int, needed: int, limit: int) -> int:
-        """Makes two of the stored tensors (from `first`) wide enough, or less wide; returns their width."""
+    def _fit(self, first: int, needed: int, limit: int) -> None:
+        """Makes two of the stored tensors (from `first`) wide enough, or less wide."""
         steps = -(-needed // self.STEP)
         if self.device.type == "cuda" and steps:  # for every width a pass is recorded
             steps = 1 << (steps - 1).bit_length()
@@ -66,7 +66,6 @@ class Lanes:
                 old, keep = self.stored[n], min(width, held)
                 self.stored[n] = old.new_zeros(*old.shape[:-2], width, old.shape[-1])
                 self.stored[n][..., :keep, :] = old[..., :keep, :]
-        return self.stored[first].shape[-2]
 
     def place(self, rows: Sequence[tuple[int, int]], at: Sequence[int]) -> list[int]:
         """Which draws (lane, draw) grow in the next pass, and how many tokens they hold; returns positions."""
@@ -94,7 +93,7 @@ class Lanes:
         """Of what is stored, shared and own."""
         return self.stored[0].shape[-2], self.stored[2].shape[-2]
 
-    def places(self) -> tuple[int, ...]:
+    def storage(self) -> tuple[int, ...]:
         """What a recorded pass depends on: where what is stored lies, and how wide it is."""
         return *self.widths(), *(held.data_ptr() for held in self.stored)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class Replay:
     """The next token's logits for the first `used` of the lanes, for as long as these keep their storage."""
 
     def __init__(self, forward: Forward, lanes: Lanes, used: int):
-        self.forward, self.lanes, self.kind, self.passed = forward, lanes, (used, *lanes.places()), 0
+        self.forward, self.lanes, self.kind, self.passed = forward, lanes, (used, *lanes.storage()), 0
         self.own_GR = torch.full((used, lanes.draws), -1, device=lanes.device)
         self.size_G = torch.zeros(used, dtype=torch.long, device=lanes.device)
         self.ids_N = torch.zeros(used * lanes.draws, dtype=torch.long, device=lanes.device)
@@ -34,7 +35,7 @@ class Replay:
         self.logits_NV = torch.zeros(0)
 
     def suits(self, lanes: Lanes, used: int) -> bool:
-        return lanes is self.lanes and self.kind == (used, *lanes.places())
+        return lanes is self.lanes and self.kind == (used, *lanes.storage())
 
     def grow(self, rows: Sequence[tuple[int, int]], at: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """Logits (N, V) of draws at (lane, draw), whose last token `ids` stands at `at` of what they drew."""
@@ -76,7 +77,9 @@ class Waits(RuntimeError):
 def waiting_refused() -> Iterator[None]:
     """Tells beforehand what a recording would fail by: one that fails leaves torch in disorder."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     except RuntimeError as error:
