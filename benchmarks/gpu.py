@@ -81,7 +81,7 @@ def train(name: str, rows: int, compiled: bool, steps: int, peak: float) -> dict
         lean.install(net)
     objective = Objective(net, logits_held(config, net.device))
     if compiled:
-        objective.compile_blocks()
+        objective.compile_blocks(net.device)
     trainer = Trainer(objective, optimizers(net, config), batches, config, 0, True)
     stream, ends = loader.load(batches, Ranks()), []
     for _ in range(steps):

@@ -128,7 +128,7 @@ def ours(a: argparse.Namespace, folder: Path, ids: list[tuple[int, ...]]) -> Clo
     whole = Whole(model, a.length, logits) if config.compile == "whole" else None
     objective = Objective(model, logits, whole)
     if config.compile == "blocks":
-        objective.compile_blocks()
+        objective.compile_blocks(model.device)
     t = Trainer(objective, optimizers(model, config), batches, config, 0, a.dtype == "bfloat16")
     clock, stream = Clock(), loader.load(batches, Ranks())
     for _ in range(a.steps):

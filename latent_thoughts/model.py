@@ -302,7 +302,7 @@ def check_positions(model: Any, tokens: int, setting: str) -> None:
     weights = [*model.named_parameters(), *model.named_buffers()]
     tables = [w for name, w in weights if re.search(r"wpe|pos", name) and w.ndim == 2 and len(w) >= most]
     if tables and tokens > most:
-        raise UserError(f"{setting} = {tokens} is more than the model's {most} positions: set it to {most} or less")
+        raise UserError(f"{setting} = {tokens} is more than the model's {most} positions: keep to {most} or less")
 
 
 def compiler() -> str | None:

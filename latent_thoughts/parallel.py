@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from latent_thoughts.types import UserError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,15 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def most(self, value: int) -> int:
+        """The largest of all ranks' values."""
+        values = torch.tensor(value)
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
     def any(self, flag: bool) -> bool:
-        return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
+        return bool(self.most(int(flag)))
 
     def wait(self) -> None:
         if self.size > 1:
@@ -90,21 +101,49 @@ def _joined() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def shard(root: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks, how: str, half: bool) -> None:
-    """FSDP2: every block, and what is left of `root`, in shards over the ranks.
+@contextlib.contextmanager
+def all_or_none(ranks: Ranks) -> Iterator[None]:
+    """Ends all processes where one gives up, for which the others would wait."""
+    failed: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failed = error
+    if ranks.any(failed is not None):
+        raise failed or UserError("another of the processes could not begin")
 
-    `hybrid` shards within a machine and keeps a copy on each. `half`: gathered and multiplied in bfloat16,
-    reduced in float32. Raises UserError where the machines have unequal numbers of ranks.
+
+def in_turn(ranks: Ranks, make: Callable[[], Made]) -> Made:
+    """What `make` returns, called by one process of a machine after the other: what it needs meanwhile, such as a whole
+    model of which a shard stays, is there once a machine. Raises UserError in all processes where it does in one."""
+    made: list[Made] = []
+    for turn in range(ranks.most(ranks.local)):
+        with all_or_none(ranks):
+            if turn == ranks.rank % ranks.local:
+                made.append(make())
+    return made[0]
+
+
+def mesh(device: torch.device, ranks: Ranks, how: str) -> DeviceMesh:
+    """All ranks in one dimension; with `hybrid` machines, which keep a copy each, by the ranks of a machine.
+
+    Raises UserError where the machines have unequal numbers of ranks.
     """
-    from torch.distributed.device_mesh import init_device_mesh
+    if how != "hybrid":
+        return init_device_mesh(device.type, (ranks.size,), mesh_dim_names=("shard",))
+    if ranks.size % ranks.local:
+        raise UserError(f"train.shard: hybrid needs as many ranks on every machine, not {ranks.size} in all")
+    sizes = ranks.size // ranks.local, ranks.local
+    return init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, half: bool) -> None:
+    """FSDP2: every block, and what is left of `root`, in shards over the mesh and on its device, one after the other.
+
+    `half`: gathered and multiplied in bfloat16, reduced in float32.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    sizes, names = (ranks.size,), ("shard",)
-    if how == "hybrid":
-        if ranks.size % ranks.local:
-            raise UserError(f"train.shard: hybrid needs as many ranks on every machine, not {ranks.size} in all")
-        sizes, names = (ranks.size // ranks.local, ranks.local), ("replicate", "shard")
-    mesh = init_device_mesh(next(root.parameters()).device.type, sizes, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)

@@ -303,7 +303,7 @@ def train(model: Any, config: Train, half: bool, compiled: bool = False) -> list
     """Losses and gradient norms of three steps."""
     batches = Batches(corpus(), CONTROLS, config, 0)
     objective = Objective(model, 5 * VOCABULARY)
-    objective.compile_blocks() if compiled else lean.install(model, 0)
+    objective.compile_blocks(model.device) if compiled else lean.install(model, 0)
     trainer = Trainer(objective, optimizers(model, config), batches, config, 0, half)
     stream = loader.load(batches, Ranks())
     steps = [trainer.step(next(stream), 1.0) for _ in range(3)]
@@ -391,6 +391,7 @@ def test_an_e_step_finds_the_memory_of_the_training_before_it(small: dict[str, A
     """Else its workers, or vLLM, would not: torch keeps a GPU's memory, and cycles of objects keep a model's."""
     given_back: list[int] = []
     chosen: list[torch.device] = []
+    small["model"] |= {"device": "cuda:0"}
     with pretended_gpu():
         run = Run(resolve(small), tmp_path)
         run.prepare()

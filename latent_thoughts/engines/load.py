@@ -29,7 +29,7 @@ def loaded_engine(recipe: Recipe, folder: Path, longest: int | None = None) -> I
     scorer = _torch(recipe, folder, longest) if recipe.engine.scorer == "torch" else None
     from latent_thoughts.engines.vllm_engine import VllmEngine
 
-    longest = longest or recipe.sample.max_tokens + recipe.evaluate.answer_tokens
+    longest = longest or _longest(recipe)[0]
     limits: dict[str, Any] = {"gpu_memory_utilization": recipe.engine.vllm_memory, "seed": recipe.seed % 2**31}
     if recipe.engine.sequences:
         limits["max_num_seqs"] = recipe.engine.sequences
@@ -51,11 +51,19 @@ def loaded_scorer(recipe: Recipe, folder: Path) -> Iterator[Engine]:
 
 def _torch(recipe: Recipe, folder: Path, longest: int | None = None) -> TorchEngine:
     model = models.load(folder, recipe.model)
-    models.check_positions(model, longest or recipe.sample.max_tokens, "sample.max_tokens")
+    own, setting = _longest(recipe)
+    models.check_positions(model, longest or own, setting)
     engine = TorchEngine(model, recipe.engine)
     if longest is None:  # else it is what a prompt might be, and the engine looks at those that come
-        engine.passes.check_length(recipe.sample.max_tokens, "sample.max_tokens")
+        engine.passes.check_length(own, setting)
     return engine
+
+
+def _longest(recipe: Recipe) -> tuple[int, str]:
+    """The longest sequence of the run's own chunks, and what sets it. (An answer may outgrow the chunk it is for.)"""
+    if recipe.evaluate.answer is None:
+        return recipe.sample.max_tokens, "sample.max_tokens"
+    return recipe.sample.max_tokens + recipe.evaluate.answer_tokens, "sample.max_tokens + evaluate.answer_tokens"
 
 
 def _refuse_too_few_gpus(parallel: int) -> None:

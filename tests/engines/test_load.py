@@ -35,6 +35,19 @@ def test_a_model_that_only_scores_needs_no_vllm_where_torch_scores(
             pass
 
 
+def test_answers_must_fit_a_table_of_positions_too(tmp_path: Path) -> None:
+    """An answer may be longer than the chunk it is for: of 128 positions 100 of context and thought leave 28."""
+    tiny("gpt2").save_pretrained(tmp_path / "model")
+    sample, answered = {"max_tokens": 100, "max_thought_tokens": 40}, {"answer": "(x)", "answer_tokens": 28}
+    for evaluate in ({"answer_tokens": 29}, answered):
+        with loaded_engine(resolve({"sample": sample, "evaluate": evaluate}), tmp_path / "model"):
+            pass
+    told = r"sample\.max_tokens \+ evaluate\.answer_tokens = 129 is more than the model's 128 positions: keep to 128"
+    recipe = resolve({"sample": sample, "evaluate": answered | {"answer_tokens": 29}})
+    with pytest.raises(UserError, match=told), loaded_engine(recipe, tmp_path / "model"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("gpus", "shared", "parallel", "refused"),
     [(0, False, 2, False), (1, False, 1, False), (2, False, 2, False), (1, True, 1, True), (1, False, 2, True)],

@@ -11,7 +11,7 @@ kernels add up in any order).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from latent_thoughts.config import Model, Train
 from latent_thoughts.data import corpus
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.packing import Batches
-from latent_thoughts.machine import keep_freed_memory
+from latent_thoughts.machine import give_freed_memory_back, keep_freed_memory
 from latent_thoughts.optim import optimizers
-from latent_thoughts.parallel import Ranks
+from latent_thoughts.parallel import Ranks, all_or_none
 from latent_thoughts.places import bench, remote
 from latent_thoughts.progress import sent_to
 from latent_thoughts.provenance import model_card
@@ -70,11 +70,11 @@ def train(
     with parallel.ranks() as ranks, terminated() as stopped, contextlib.ExitStack() as stack:
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
-        with _all_or_none(ranks):
+        with all_or_none(ranks):
             if ranks.main:
                 Stage(folder, "train", key)
         work, done = bench(folder), (folder / "manifest.json").exists()
-        with _all_or_none(ranks):
+        with all_or_none(ranks):
             if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
                 corpus.write(sources, work / "documents.arrow")
                 if config.held_out and held_out is not None:
@@ -104,18 +104,6 @@ def train(
     return read_manifest(folder)
 
 
-@contextlib.contextmanager
-def _all_or_none(ranks: Ranks) -> Iterator[None]:
-    """Ends all processes where one gives up, for which the others would wait."""
-    failed: UserError | None = None
-    try:
-        yield
-    except UserError as error:
-        failed = error
-    if ranks.any(failed is not None):
-        raise failed or UserError("another of the processes could not begin")
-
-
 def _go_on(trainer: Trainer, folder: Path, continue_from: Path | None) -> None:
     """From the stage's last checkpoint, else from what an earlier one left. Raises UserError where that is nothing."""
     if saved := checkpoint.found(folder):
@@ -140,7 +128,33 @@ def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
 
 def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: int, ranks: Ranks) -> Trainer:
     """A trainer at step 0, for the documents in `folder`. Raises UserError where there is nothing to train on."""
-    documents = Corpus.open(bench(folder) / "documents.arrow")
+    documents, device = Corpus.open(bench(folder) / "documents.arrow"), models.device_of(model_config)
+    _check(config, documents, device, ranks)
+    half = model_config.dtype == "bfloat16"
+    if ranks.size == 1:
+        if device.index is not None:  # of several, the one whose seed and memory torch is asked for by no name
+            torch.cuda.set_device(device)
+        keep_freed_memory()
+        objective = _objective(config, model_config, base, device)
+    else:
+        mesh = parallel.mesh(device, ranks, config.shard)
+
+        def sharded() -> Objective:
+            """Whole on the CPU first: a GPU may have room for a shard alone."""
+            objective = _objective(config, model_config.model_copy(update={"device": "cpu"}), base, device)
+            parallel.shard(objective, models.blocks(objective.model), mesh, half)
+            give_freed_memory_back()
+            return objective
+
+        objective = parallel.in_turn(ranks, sharded)
+        keep_freed_memory()
+    _, controls = models.load_tokenizer(base / "model")
+    batches = Batches(documents, controls, config, seed)
+    return Trainer(objective, optimizers(objective.model, config), batches, config, seed, half, ranks)
+
+
+def _check(config: Train, documents: Corpus, device: torch.device, ranks: Ranks) -> None:
+    """Raises UserError for settings that do not go together, with these documents or here."""
     if not (documents.weights > 0).any():
         raise UserError("there are no documents to train on: the E-step accepted no thought, or the corpus is empty")
     if config.loss_on == "targets" and not documents.targets:
@@ -152,31 +166,28 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
         )
     if config.rows % ranks.size:
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
-    keep_freed_memory()
-    _, controls = models.load_tokenizer(base / "model")
+    if config.compile == "whole" and (ranks.size > 1 or config.checkpoint_activations):
+        raise UserError("train.compile: whole is for one process without checkpoint_activations: take blocks")
+    if config.compile and device.type == "cpu" and models.compiler() is None:
+        raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
+
+
+def _objective(config: Train, model_config: Model, base: Path, device: torch.device) -> Objective:
+    """The base model in float32 with its loss, as it will be trained on `device`."""
     model = models.load(base / "model", model_config, "float32").train()
-    if model.device.type == "cuda":  # of several, the one whose seed and memory torch is asked for by no name
-        torch.cuda.set_device(model.device)
     models.check_positions(model, config.sequence_length, "train.sequence_length")
     if config.dropout:
         models.add_dropout(model, config.dropout)
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.compile == "whole" and (ranks.size > 1 or config.checkpoint_activations):
-        raise UserError("train.compile: whole is for one process without checkpoint_activations: take blocks")
-    if config.compile and models.device_of(model_config).type == "cpu" and models.compiler() is None:
-        raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
     if config.compile is None:
         lean.install(model)
-    logits = logits_held(config, model.device)
+    logits = logits_held(config, device)
     whole = Whole(model, config.sequence_length, logits, config.dropout) if config.compile == "whole" else None
-    objective, half = Objective(model, logits, whole), model_config.dtype == "bfloat16"
+    objective = Objective(model, logits, whole)
     if config.compile == "blocks":
-        objective.compile_blocks()
-    if ranks.size > 1:
-        parallel.shard(objective, models.blocks(model), ranks, config.shard, half)
-    batches = Batches(documents, controls, config, seed)
-    return Trainer(objective, optimizers(model, config), batches, config, seed, half, ranks)
+        objective.compile_blocks(device)
+    return objective
 
 
 def _first(path: Path, count: int) -> Corpus | None:
@@ -197,8 +208,8 @@ def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> 
         weights = get_model_state_dict(trainer.objective, options=options)
         if not trainer.ranks.main:
             return
-        plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}), "float32")
+        plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}))
         plain.load_state_dict({n.removeprefix("model."): w for n, w in weights.items() if n.startswith("model.")})
     tokenizer, _ = models.load_tokenizer(base / "model")
     card = model_card(trainer.config, model_config, asdict(trainer.counters), trainer.seed)
-    models.save(plain.to(getattr(torch, model_config.dtype)), tokenizer, folder / "model", card)
+    models.save(plain, tokenizer, folder / "model", card)

@@ -55,10 +55,10 @@ class Objective(nn.Module):
     def head(self) -> Any:
         return self.model.get_output_embeddings()
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, device: torch.device) -> None:
         """`train.compile: blocks`: the model's layers, and on a GPU what is done to logits."""
         models.compile_blocks(self.model)
-        if self.head.weight.is_cuda:
+        if device.type == "cuda":
             self.soften = torch.compile(soften, dynamic=True)
 
     @torch.no_grad()

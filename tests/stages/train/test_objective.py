@@ -273,7 +273,7 @@ def test_compiled_blocks_give_the_same_gradient() -> None:
         model = tiny("llama").train()
         objective = Objective(model, MANY)
         if compiled:
-            objective.compile_blocks()
+            objective.compile_blocks(model.device)
         for n in (0, 1):  # rows of different lengths
             config = CONFIG.model_copy(update={"rows": 1 + n})
             objective(batch(config).micros[0])[0].backward()
