@@ -77,7 +77,8 @@ class Codec:
         self.mistaken = re.compile(f"({'|'.join(map(re.escape, suspects))})") if suspects else None
 
     def _ids(self, text: str | list[str]) -> Any:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids_alone = {"return_attention_mask": False, "return_token_type_ids": False}  # half of the time beside encoding
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, **ids_alone)["input_ids"]
 
     def _text(self, ids: Sequence[int]) -> str:
         if self.tokenizer.is_fast:  # transformers would look at every id in Python first
