@@ -86,11 +86,9 @@ def train(
             if config.export == "best" and held is None:
                 raise UserError("train.export: best, but there are no held-out documents to tell which is best")
             loop(trainer, folder, held, stopped)
-            _export(trainer, model_config, base, folder)
+            counts = _export(trainer, model_config, base, folder)
             if ranks.main:
-                Stage(folder, "train", key).close(
-                    [], asdict(trainer.counters), model="model", base=base_of(inputs["base"])
-                )
+                Stage(folder, "train", key).close([], counts, model="model", base=base_of(inputs["base"]))
         if ranks.main:  # what only an unfinished stage needs
             for path in folder.glob("*.arrow"):
                 path.unlink()
@@ -198,18 +196,20 @@ def _first(path: Path, count: int) -> Corpus | None:
     return Corpus.of(whole[n] for n in range(min(count, len(whole)))) if len(whole) else None
 
 
-def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> None:
+def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> dict[str, Any]:
     """Writes the plain Hugging Face folder: averaged weights where there are averages, of the best checkpoint
-    where that is asked for."""
+    where that is asked for. Returns what was spent; with the best checkpoint's step, where that was chosen."""
+    counts = asdict(trainer.counters)
     if trainer.config.export == "best" and (best := checkpoint.best(folder)) is not None:
         trainer.load(best, optimizer_only=True)
+        counts["exported_step"] = checkpoint.step_of(best)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     with trainer.averaged():
         weights = get_model_state_dict(trainer.objective, options=options)
         if not trainer.ranks.main:
-            return
+            return counts
         plain = models.load(base / "model", model_config.model_copy(update={"device": "cpu"}))
         plain.load_state_dict({n.removeprefix("model."): w for n, w in weights.items() if n.startswith("model.")})
     tokenizer, _ = models.load_tokenizer(base / "model")
-    card = model_card(trainer.config, model_config, asdict(trainer.counters), trainer.seed)
-    models.save(plain, tokenizer, folder / "model", card)
+    models.save(plain, tokenizer, folder / "model", model_card(trainer.config, model_config, counts, trainer.seed))
+    return counts

@@ -36,10 +36,13 @@ def folder_of(stage: Path, step: int) -> Path:
     return stage / f"checkpoint_{step:06}"
 
 
+def step_of(path: Path) -> int:
+    return int(path.name.rpartition("_")[2])
+
+
 def found(stage: Path) -> list[Path]:
     """From the first step to the last."""
-    whole = (path for path in stage.glob("checkpoint_*") if there(path))
-    return sorted(whole, key=lambda path: int(path.name.rpartition("_")[2]))
+    return sorted((path for path in stage.glob("checkpoint_*") if there(path)), key=step_of)
 
 
 def there(path: Path) -> bool:

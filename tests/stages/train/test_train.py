@@ -29,7 +29,7 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
 from latent_thoughts.stages.train.figures import multiplied
 from latent_thoughts.stages.train.loop import Trainer, learning_rate
-from latent_thoughts.store import Stage
+from latent_thoughts.store import Stage, read_manifest
 from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
 from tests.conftest import tiny
 
@@ -421,6 +421,9 @@ def test_the_best_checkpoint_is_exported(run: Run, tmp_path: Path) -> None:
     train(run, tmp_path / "best", export="best", **settings)
     losses = {line["step"]: line["held_out_loss"] for line in curve(tmp_path / "best") if "held_out_loss" in line}
     best = min(losses, key=lambda step: losses[step])
+    counts = read_manifest(tmp_path / "best" / "train").counts
+    assert (counts["step"], counts["exported_step"]) == (30, best)
+    assert f"exported_step: {best}\n" in (tmp_path / "best" / "train" / "model" / "README.md").read_text()
     train(run, tmp_path / "there", steps=best, **{**settings, "held_out": 0})
     assert same(tmp_path / "best", tmp_path / "there")
 
