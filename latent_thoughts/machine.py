@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+from pathlib import Path
 
 gpu_shared = False  # this process's GPU with other workers of an executor, which has then set it
 
@@ -15,6 +16,15 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that Linux still has for processes; 0 elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def keep_freed_memory() -> None:

@@ -248,11 +248,13 @@ def save(model: Any, tokenizer: Any, folder: Path, card: str = "") -> None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def load(folder: Path, config: Model, dtype: str | None = None) -> Any:
-    """A model that `save` wrote, on the configured device. Raises UserError for a stage's model that is damaged."""
+def load(folder: Path, config: Model, dtype: str | None = None, check: bool = True) -> Any:
+    """A model that `save` wrote, on the configured device. Raises UserError for a stage's model that is damaged, which
+    one of several processes need `check`."""
     from transformers import AutoModelForCausalLM
 
-    check_files(folder.parent)
+    if check:
+        check_files(folder.parent)
     model: Any = AutoModelForCausalLM.from_pretrained(
         local(folder),
         dtype=getattr(torch, dtype or config.dtype),

@@ -113,13 +113,14 @@ def all_or_none(ranks: Ranks) -> Iterator[None]:
         raise failed or UserError("another of the processes could not begin")
 
 
-def in_turn(ranks: Ranks, make: Callable[[], Made]) -> Made:
-    """What `make` returns, called by one process of a machine after the other: what it needs meanwhile, such as a whole
-    model of which a shard stays, is there once a machine. Raises UserError in all processes where it does in one."""
+def in_turn(ranks: Ranks, make: Callable[[], Made], together: int = 1) -> Made:
+    """What `make` returns, called by so many processes of a machine `together` and then by the next: what it needs
+    meanwhile, such as a whole model of which a shard stays. Raises UserError in all processes where it does in one."""
     made: list[Made] = []
-    for turn in range(ranks.most(ranks.local)):
+    own = ranks.rank % ranks.local // together
+    for turn in range(ranks.most(own) + 1):
         with all_or_none(ranks):
-            if turn == ranks.rank % ranks.local:
+            if turn == own:
                 made.append(make())
     return made[0]
 

@@ -11,7 +11,7 @@ from latent_thoughts.parallel import Ranks, all_or_none, in_turn
 from latent_thoughts.types import UserError
 
 
-def taking_turns(rank: int, local: list[int], folder: Path, failing: int) -> None:
+def taking_turns(rank: int, local: list[int], folder: Path, together: int, failing: int) -> None:
     """A process of machines with so many each; it leaves what became of it in a file."""
     size = sum(local)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
@@ -22,21 +22,21 @@ def taking_turns(rank: int, local: list[int], folder: Path, failing: int) -> Non
         begun = time.time()
         if rank == failing:
             raise UserError("no such model")
-        time.sleep(0.2)
+        time.sleep(1)
         return [begun, time.time()]
 
     try:
-        told = {"made": in_turn(ranks, make)}
+        told = {"made": in_turn(ranks, make, together)}
     except UserError as error:
         told = {"error": str(error)}
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
 
-def told(folder: Path, local: list[int], failing: int = -1) -> list[dict[str, list[float]]]:
+def told(folder: Path, local: list[int], together: int = 1, failing: int = -1) -> list[dict[str, list[float]]]:
     context = multiprocessing.get_context("spawn")
     size = sum(local)
-    processes = [context.Process(target=taking_turns, args=(n, local, folder, failing)) for n in range(size)]
+    processes = [context.Process(target=taking_turns, args=(n, local, folder, together, failing)) for n in range(size)]
     for process in processes:
         process.start()
     for process in processes:
@@ -49,6 +49,11 @@ def test_processes_of_a_machine_take_turns_and_machines_do_not(tmp_path: Path) -
     (a, b, c) = (each["made"] for each in told(tmp_path, [2, 1]))
     assert b[0] >= a[1]  # the first machine's second after its first
     assert c[0] < b[0]  # the other machine's only one with the first
+
+
+def test_as_many_as_there_is_memory_for_go_together(tmp_path: Path) -> None:
+    (a, b, c) = (each["made"] for each in told(tmp_path, [3], together=2))
+    assert max(a[0], b[0]) < min(a[1], b[1]) and c[0] >= max(a[1], b[1])
 
 
 def test_where_one_gives_up_all_do(tmp_path: Path) -> None:

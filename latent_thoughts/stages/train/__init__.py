@@ -25,7 +25,7 @@ from latent_thoughts.config import Model, Train
 from latent_thoughts.data import corpus
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.packing import Batches
-from latent_thoughts.machine import give_freed_memory_back, keep_freed_memory
+from latent_thoughts.machine import free_memory, give_freed_memory_back, keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks, all_or_none
 from latent_thoughts.places import bench, remote
@@ -139,12 +139,13 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
 
         def sharded() -> Objective:
             """Whole on the CPU first: a GPU may have room for a shard alone."""
-            objective = _objective(config, model_config.model_copy(update={"device": "cpu"}), base, device)
+            on_cpu = model_config.model_copy(update={"device": "cpu"})
+            objective = _objective(config, on_cpu, base, device, check=ranks.first_here)
             parallel.shard(objective, models.blocks(objective.model), mesh, half)
             give_freed_memory_back()
             return objective
 
-        objective = parallel.in_turn(ranks, sharded)
+        objective = parallel.in_turn(ranks, sharded, max(1, free_memory() // 2 // _size(base / "model")))
         keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
     batches = Batches(documents, controls, config, seed)
@@ -170,9 +171,14 @@ def _check(config: Train, documents: Corpus, device: torch.device, ranks: Ranks)
         raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
 
 
-def _objective(config: Train, model_config: Model, base: Path, device: torch.device) -> Objective:
+def _size(folder: Path) -> int:
+    """Bytes of a model's weights in float32, of which its files may hold halves."""
+    return 2 * sum(path.stat().st_size for path in transfer.local(folder).glob("*.safetensors"))
+
+
+def _objective(config: Train, model_config: Model, base: Path, device: torch.device, check: bool = True) -> Objective:
     """The base model in float32 with its loss, as it will be trained on `device`."""
-    model = models.load(base / "model", model_config, "float32").train()
+    model = models.load(base / "model", model_config, "float32", check).train()
     models.check_positions(model, config.sequence_length, "train.sequence_length")
     if config.dropout:
         models.add_dropout(model, config.dropout)
