@@ -42,9 +42,16 @@ def set_up_torch(threads: int | None) -> None:
 
 
 def device_of(config: Model) -> torch.device:
-    if config.device != "auto":
-        return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Raises UserError for a device that torch does not know, and for a GPU where there is none."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise UserError(f"model.device: torch knows no device {config.device}: set auto, cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"model.device: {config.device}, but torch finds {torch.cuda.device_count()} GPUs: set auto")
+    return device
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -289,6 +296,13 @@ def plain_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(local(folder, without_weights), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _told(folder, error, f"cannot load a tokenizer from {folder}") from None
+
+
+def idle_weights(model: Any) -> float:
+    """Those of experts, which transformers keeps in one tensor, that a token is not sent to."""
+    taken = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    experts = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3]
+    return sum(p.numel() * (1 - taken / len(p)) for p in experts) if taken else 0.0
 
 
 def blocks(model: Any) -> list[Any]:

@@ -66,7 +66,7 @@ def _rows(config: Data, columns: set[str] | None = None) -> Iterator[Row | UserE
         yield from _dataset_rows(scheme, rest, config.split)
         return
     for path in files(config):
-        kind = config.format if config.format != "auto" else _guess(path)
+        kind = kind_of(config, path)
         if _ends(path)[1] and not path.stat().st_size:
             yield UserError(f"{path}: cannot be read (it is empty, which no packed file is)")
         elif kind == "parquet":
@@ -130,17 +130,18 @@ def _ends(path: Path) -> tuple[str, str]:
     return (name.with_suffix("") if packed else name).suffix.lower(), packed
 
 
-def _guess(path: Path) -> str:
-    """The format by file name. Raises UserError for files that are surely not plain text."""
+def kind_of(config: Data, path: Path) -> str:
+    """The format, by file name where it is not given. Raises UserError for files that are surely not plain text."""
+    if config.format != "auto":
+        return config.format
     suffix, _ = _ends(path)
     if suffix in _NOT_TEXT:
         raise UserError(f"{path}: {suffix} files are not read as they are: convert them to JSONL, or set data.format")
     return _ROWS.get(suffix, "text")
 
 
-def _unpacked(path: Path) -> Any:
-    """The file for reading bytes and lines, unpacked where its name says that it is packed."""
-    file = opened(path)
+def unpacked(path: Path, file: Any) -> Any:
+    """A file that was opened, for reading bytes and lines, unpacked where its name says that it is packed."""
     if (kind := _PACKED.get(_ends(path)[1])) is None:
         return file
     import pyarrow as pa
@@ -150,7 +151,7 @@ def _unpacked(path: Path) -> Any:
 
 def _jsonl(path: Path) -> Iterator[Row | UserError]:
     number = 0
-    with _unpacked(path) as file:
+    with unpacked(path, opened(path)) as file:
         while True:
             number += 1
             try:
@@ -190,7 +191,7 @@ def _parquet(path: Path, columns: set[str] | None) -> Iterator[Row | UserError]:
 
 def _text(path: Path) -> Iterator[Row | UserError]:
     try:
-        with _unpacked(path) as file:
+        with unpacked(path, opened(path)) as file:
             yield str(path), {"text": file.read().decode("utf-8-sig")}
     except UnicodeDecodeError as error:
         yield UserError(f"{path}: not UTF-8 text ({error})")

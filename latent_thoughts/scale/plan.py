@@ -17,6 +17,7 @@ from latent_thoughts.config import OWN_RAW_MODEL, Recipe, Sample, Synthesize, Tr
 from latent_thoughts.config.base import parse
 from latent_thoughts.em.loop import with_preset
 from latent_thoughts.em.run import PARAPHRASES, Run
+from latent_thoughts.model import idle_weights
 from latent_thoughts.scale.survey import CONTROLS, Split, Survey
 from latent_thoughts.stages.synthesize.asking import REPLY_SHARE, price
 from latent_thoughts.stages.synthesize.questions import CHARACTERS_A_TOKEN
@@ -33,6 +34,7 @@ class Shape:
     head: int
     embedding: int  # 0 where it is the head
     attention: int  # layers x heads x head width
+    idle: float = 0.0  # of the body, those of experts that a token is not sent to
 
     @classmethod
     def of(cls, model: Any) -> Shape:
@@ -46,6 +48,7 @@ class Shape:
             head.numel(),
             0 if head is embedding else embedding.numel(),
             config.num_hidden_layers * config.num_attention_heads * width,
+            idle_weights(model),
         )
 
     @property
@@ -54,7 +57,7 @@ class Shape:
 
     def forward(self, tokens: float, keys: float, logits: bool) -> float:
         """FLOPs of tokens that each attend to `keys` keys in the mean."""
-        return tokens * (2 * (self.body + self.head * logits) + 4 * self.attention * keys)
+        return tokens * (2 * (self.body - self.idle + self.head * logits) + 4 * self.attention * keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,17 @@ class Work:
 def works(recipe: Recipe, found: Survey, shape: Shape) -> list[Work]:
     """Every stage of `latent-thoughts em`, in the order they run."""
     return list(_Planner(recipe, found, shape).run())
+
+
+def _visit(config: Train, split: Split, thoughts: bool) -> tuple[float, float]:
+    """Mean tokens of a visit to a document, with its thoughts or raw, and those of text among them."""
+    raw, text = split.raw_length, split.text_length
+    if not thoughts or config.layout == "raw":
+        return raw, text
+    shown = 1 - config.raw_share
+    if config.layout == "thoughts":  # in place of their chunks
+        return raw + shown * (split.mean("thought") - split.mean("chunk")), text - shown * split.mean("chunk")
+    return raw + shown * (1 - config.raw_chunks) * (split.length - raw), text
 
 
 def _batch(config: Train) -> float:
@@ -194,7 +208,7 @@ class _Planner:
         parts = recipe.em.iterations if recipe.em.regime == "continual" else 1
         corpus = replace(splits["corpus"], documents=splits["corpus"].documents / parts)
         sources = [(splits["warm_start"], True, mix.warm_start), (corpus, True, mix.thoughts)]
-        sources += [(splits["corpus"], False, mix.raw)] if mix.raw else []
+        sources += [(corpus, False, mix.raw)] if mix.raw else []
         for n in range(1, recipe.em.iterations + 1):
             drawn = sample.model_copy(update={"k": sample.k_at(n, recipe.em.iterations)})
             yield self._sample(f"{name}{n:02}/sample", drawn, corpus)
@@ -258,11 +272,10 @@ class _Planner:
     def _train(self, stage: str, config: Train, sources: list[tuple[Split, bool, float]]) -> Work:
         """`sources`: (documents, with their thoughts or raw, visits of a document an epoch)."""
         visits = sum(split.documents * weight for split, _, weight in sources)
-        raw = sum(split.documents * weight * split.text_length for split, _, weight in sources)
-        length = {True: Split.length, False: Split.raw_length}
-        tokens = sum(
-            split.documents * weight * length[thoughts and config.layout != "raw"].fget(split)
-            for split, thoughts, weight in sources
+        sizes = [_visit(config, split, thoughts) for split, thoughts, _ in sources]
+        tokens, raw = (
+            sum(split.documents * weight * size for (split, _, weight), size in zip(sources, part, strict=True))
+            for part in zip(*sizes, strict=True)
         )
         unit, amount = config.budget
         trained = {

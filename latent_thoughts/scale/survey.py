@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +21,7 @@ from latent_thoughts.stages.prepare import SPLITS, split_of
 from latent_thoughts.types import ThoughtDocument, UserError
 
 MOST = 1000  # documents that are read
+READ = 4 * 2**20  # bytes of a file, by which its lines are counted
 CONTROLS = 4  # control tokens of a form: S P E, or S E S Q E
 
 
@@ -88,7 +89,12 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
         read: Counter[str] = Counter()
         most = None if data.held_out == 1 else MOST  # what is held out apart is read whole
         for document in itertools.islice(readers.read(data, seed, lambda _: None), most):
-            prepared = chunking.chunked(document, recipe.chunking, codec)
+            try:
+                prepared = chunking.chunked(document, recipe.chunking, codec)
+            except UserError:
+                if data.malformed == "error":
+                    raise
+                continue
             if not prepared.chunks:
                 continue
             known |= bool(oracle(prepared))
@@ -157,21 +163,28 @@ def _count(recipe: Recipe, data: Data, splits: dict[str, Split], read: Counter[s
 
 
 def _documents(data: Data) -> float:
-    """Rows of local files: counted in Parquet, by bytes in JSONL."""
+    """Rows of local files: counted in Parquet, by bytes in JSONL, also where it is packed."""
     found = readers.files(data)
     if not found:
         raise UserError("the corpus is not made of local files, which can be counted: set plan.documents")
-    return sum(map(_rows, found))
+    return sum(_rows(data, path) for path in found)
 
 
-def _rows(path: Path) -> float:
-    if path.suffix == ".parquet":
+def _rows(data: Data, path: Path) -> float:
+    kind = readers.kind_of(data, path)
+    if kind == "parquet":
         return pq.read_metadata(seekable(path)).num_rows
-    if path.suffix not in (".jsonl", ".ndjson"):
+    if kind != "jsonl":
         return 1
     with opened(path) as file:
-        lines = [len(line) for line in itertools.islice(file, MOST)]
-    return path.stat().st_size / float(np.mean(lines)) if lines else 0
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        lines, count = readers.unpacked(path, file), 0
+        while part := sum(1 for _ in itertools.islice(lines, MOST)):
+            count += part
+            if READ < file.tell() < size:  # what unpacks reads ahead, by little of so much
+                return count * size / file.tell()
+        return count
 
 
 def _stored(rows: list[dict]) -> int:

@@ -147,7 +147,7 @@ def test_a_packed_file_of_no_bytes_was_cut(tmp_path: Path, name: str) -> None:
 
 def test_what_a_url_asks_for_is_no_part_of_a_name() -> None:
     path = place("https://host/a.jsonl.gz?download=true")
-    assert readers._ends(path) == (".jsonl", ".gz") and readers._guess(path) == "jsonl"
+    assert readers._ends(path) == (".jsonl", ".gz") and readers.kind_of(Data(source="x"), path) == "jsonl"
 
 
 @pytest.mark.parametrize("suffix", PACKED)

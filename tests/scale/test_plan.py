@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
 import pytest
 import torch
 
 from latent_thoughts import model as models
+from latent_thoughts.config import Data, load_recipe, resolve
 from latent_thoughts.config import Plan as Settings
-from latent_thoughts.config import load_recipe, resolve
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.scale import measure
 from latent_thoughts.scale.estimate import as_dict, estimate, show
 from latent_thoughts.scale.plan import DEVICES, Shape, Work, works
-from latent_thoughts.scale.survey import survey
+from latent_thoughts.scale.survey import _rows, survey
 from latent_thoughts.store import read_manifest
 from latent_thoughts.types import UserError
 from tests.conftest import tiny
@@ -134,10 +137,42 @@ def test_models_of_raw_text_do_not_think() -> None:
     assert without.decode_tokens == 0
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "deepseek_v3"])
 def test_a_shape_counts_every_parameter(kind: str) -> None:
     model = tiny(kind)
     assert Shape.of(model).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_token_is_multiplied_with_the_experts_that_it_is_sent_to() -> None:
+    """Two of four, of 32 x 32 and 32 x 16 weights each."""
+    shape = Shape.of(tiny("deepseek_v3"))
+    all_of_them = dataclasses.replace(shape, idle=0.0)
+    assert all_of_them.forward(1, 0, True) - shape.forward(1, 0, True) == 2 * 2 * (32 * 32 + 32 * 16)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"raw_share": 1.0}, {"raw_share": 0.5}, {"raw_chunks": 0.5}, {"layout": "thoughts"}, {"layout": "raw"}],
+    ids=str,
+)
+def test_what_is_seen_raw_is_planned_so(run: Run, settings: dict[str, Any]) -> None:
+    recipe = resolve(
+        run.recipe.model_dump(mode="json") | {"train": {"epochs": 20, "rows": 2, "sequence_length": 64} | settings}
+    )
+    changed = Run(recipe, run.folder)
+    planned = stages(changed)["iter_00/train"]
+    trained = changed.train_warm_start(run.folder / "changed").counts
+    assert planned.train_tokens == pytest.approx(trained["tokens"], rel=0.12)
+    assert planned.raw_tokens == pytest.approx(trained["raw_tokens"], rel=0.12, abs=1)
+
+
+def test_a_continual_iteration_mixes_in_its_own_part_of_the_corpus() -> None:
+    settings = ["em.regime=continual", "em.iterations=4", "em.baselines=[]", "train.steps=null", "train.epochs=1"]
+    with_raw = planned_for("castle", *settings, "em.mix={warm_start: 1, thoughts: 1, raw: 1}")
+    without = planned_for("castle", *settings, "em.mix={warm_start: 1, thoughts: 1, raw: 0}")
+    added = [with_raw[f"iter_0{n}/train"].train_tokens - without[f"iter_0{n}/train"].train_tokens for n in range(1, 5)]
+    raw = planned_for("castle", "em.baselines=[raw]", "train.steps=null", "train.epochs=1")["baselines/raw/train"]
+    assert sum(added) < raw.train_tokens  # all parts together are the corpus, without the warm start's documents
 
 
 @pytest.mark.parametrize("name", ["paper/warm_start", "paper/bootstrap"])
@@ -202,6 +237,28 @@ def test_documents_are_counted_where_they_are_too_many_to_read(tmp_path: Path) -
         resolve(values), Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
     ).splits
     assert (apart["held_out"].documents, apart["corpus"].documents + apart["warm_start"].documents) == (3000, 500)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("count", [40, 1000, 60_000, 200_000])
+def test_rows_of_a_packed_file_are_counted(tmp_path: Path, suffix: str, count: int) -> None:
+    """By its first 4 MB where there are more, else to its end."""
+    rng, path = random.Random(0), tmp_path / f"many.jsonl{suffix}"
+    with pa.CompressedOutputStream(str(path), {".gz": "gzip", ".zst": "zstd"}[suffix]) as file:
+        file.write("".join(json.dumps({"text": rng.randbytes(40).hex()}) + "\n" for _ in range(count)).encode())
+    assert _rows(Data(source=str(path)), path) == pytest.approx(count, rel=0.05 if count == 200_000 else 0)
+
+
+def test_what_prepare_leaves_out_as_malformed_is_not_planned(tmp_path: Path) -> None:
+    """A word that the tokenizer does not know."""
+    lines = [{"text": "dee starts in cellar ."}] * 5 + [{"text": "xyzzy"}]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({**line, "n": n}) + "\n" for n, line in enumerate(lines)))
+    codec = Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
+    data = {"source": str(tmp_path / "few.jsonl"), "held_out": 0.1, "warm_start": 0.2}
+    found = survey(resolve({"data": {**data, "malformed": "skip"}, "model": {"base": {}}}), codec)
+    assert sum(split.documents for split in found.splits.values()) == 5
+    with pytest.raises(UserError, match="xyzzy"):
+        survey(resolve({"data": data, "model": {"base": {}}}), codec)
 
 
 def test_what_is_not_at_hand_must_be_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from latent_thoughts.data import format
-from latent_thoughts.model import matmul_peak
+from latent_thoughts.model import idle_weights, matmul_peak
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train.objective import Objective
 
@@ -71,13 +71,8 @@ class Speed:
 
 
 def multiplied(model: Any) -> float:
-    """Weights that a token is multiplied with. A head that is the embedding is a product too; of experts, which
-    transformers keeps in one tensor, a token takes some."""
+    """Weights that a token is multiplied with. A head that is the embedding is a product too."""
     embedding = model.get_input_embeddings().weight
     tied = embedding is model.get_output_embeddings().weight
-    taken = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
-    return sum(
-        p.numel() * (taken / len(p) if taken and ".experts." in name and p.ndim == 3 else 1)
-        for name, p in model.named_parameters()
-        if p.ndim > 1 and (tied or p is not embedding)
-    )
+    matrices = (p for p in model.parameters() if p.ndim > 1 and (tied or p is not embedding))
+    return sum(p.numel() for p in matrices) - idle_weights(model)
