@@ -10,6 +10,8 @@ it is within a minor version; all else in the package may change.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from latent_thoughts import ask, em, weights
+from latent_thoughts import ask, em, examine, weights
 from latent_thoughts import model as models
 from latent_thoughts.config import Chunking, Data, Model, Recipe, Sample
 from latent_thoughts.config import load_recipe as _load_recipe
@@ -32,6 +35,7 @@ from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.places import place
 from latent_thoughts.provenance import record_recipe
 from latent_thoughts.seeds import recipe_path
+from latent_thoughts.stages import prepare as preparing
 from latent_thoughts.store import run_lock
 from latent_thoughts.types import (
     Document,
@@ -81,7 +85,7 @@ def load_corpus(source: str, *, seed: int = 0, **settings: Any) -> Iterator[Docu
     return readers.read(parse(Data, {"source": source, **settings}, "data"), seed)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weights:
     """Importance weights of K draws of one chunk. `log_weights` and `shares` (which sum to 1) have shape (K,), nats.
 
@@ -127,7 +131,7 @@ class Thinker:
         folder = ask.model_folder(place(model))
         tokenizer, self._controls = models.load_tokenizer(folder)
         self._codec = Codec(tokenizer)
-        self._engine = TorchEngine(models.load(folder, Model(device=device, dtype=dtype)))
+        self._engine = TorchEngine(models.load(folder, parse(Model, {"device": device, "dtype": dtype}, "model")))
         self._seed = seed
 
     def infer(
@@ -165,6 +169,10 @@ class Thinker:
         return ask.answer(self._engine, self._codec, self._controls, question, self._seed, temperature, *limits)
 
 
+_generator_kept: Any = functools.partial(torch.random.fork_rng, devices=[])  # pyright: ignore
+_ONE_AT_A_TIME = threading.Lock()  # stages seed torch's generator, which threads share
+
+
 class RunFolder:
     """A recipe and its run folder, here or in a store: the stages of `latent-thoughts`, one method each.
 
@@ -190,7 +198,7 @@ class RunFolder:
 
     def sample(self, iteration: int = 1) -> Manifest:
         """E-step: thoughts for the corpus, by the model of the iteration before. `counts` are its health."""
-        with self._held(self._loop.iteration(iteration) / "sample"):
+        with self._held(self._loop.e_step(iteration)):
             return self._loop.sample(iteration)
 
     def train(self, iteration: int = 0) -> Manifest:
@@ -202,7 +210,9 @@ class RunFolder:
         """Held-out likelihood, bound and answers of an iteration's model, and the recipe's tasks: a row of
         results.json."""
         with self._held(self._loop.iteration(iteration) / "evaluate"):
-            return self._loop.evaluate(iteration)[0]
+            row = self._loop.evaluate(iteration)[0]
+            examine.record(self.recipe, self.folder, row)
+            return row
 
     def em(self) -> list[dict[str, Any]]:
         """All stages in turn; the rows of results.json."""
@@ -216,17 +226,22 @@ class RunFolder:
     def documents(
         self, split: Literal["warm_start", "corpus", "held_out"] = "corpus", iteration: int | None = None
     ) -> Iterator[ThoughtDocument]:
-        """The documents of a split: with the thoughts of an iteration, or as they were prepared."""
+        """The documents of a split: with the thoughts of an iteration, or as they were prepared. Iteration 0 has those
+        of the warm start, the others the corpus. Raises UserError where there are none."""
         stage = "synthesize" if iteration == 0 else "sample"
         folder = self._run.prepared if iteration is None else self._loop.iteration(iteration) / stage
+        empty = True
         for _, part in records.shards(folder, split):
+            empty = False
             yield from part
+        if empty and (iteration is not None or split not in preparing.SPLITS):
+            raise UserError(f"{folder} has no documents of split {split}")
 
     @contextlib.contextmanager
     def _held(self, made: Path | None) -> Generator[None]:
         """The run's lock, with the recipe left in the folder before stage `made` is made (None: all of them)."""
         models.set_up_torch(self.recipe.threads)
-        with run_lock(self.folder):
+        with _ONE_AT_A_TIME, _generator_kept(), run_lock(self.folder):
             if made is not None and (told := record_recipe(self.recipe, self.folder, made)):
                 warnings.warn(told, stacklevel=4)
             yield

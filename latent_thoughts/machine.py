@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 gpu_shared = False  # this process's GPU with other workers of an executor, which has then set it
@@ -16,6 +18,19 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started meanwhile do not import the program's main module. None of ours needs it, and a
+    program without `if __name__ == "__main__"` would begin anew in each."""
+    main = sys.modules["__main__"].__dict__
+    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def free_memory() -> int:

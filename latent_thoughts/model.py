@@ -338,7 +338,9 @@ def add_dropout(model: Any, share: float) -> None:
 
     Hugging Face's Llama-like models have dropout on attention weights alone.
     """
-    blocks = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _BLOCKS]
+    named = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in _BLOCKS}
+    # GPT-Neo's attention is one within another
+    blocks = [module for name, module in named.items() if name.rpartition(".")[0] not in named]
     if not blocks:
         raise UserError("train.dropout: this model has no blocks named " + ", ".join(_BLOCKS))
 

@@ -102,7 +102,7 @@ class ScoredDraw:
     log_q: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
     """What the E-step knows about one chunk.
 

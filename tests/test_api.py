@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import latent_thoughts
 from latent_thoughts import RunFolder, Sample, Thinker, UserError, api, load_corpus, load_recipe, weigh
+from latent_thoughts.config import resolve
 from latent_thoughts.store import read_manifest, run_lock
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -93,6 +97,7 @@ def test_a_run_folder_does_what_the_commands_do(small: dict[str, Any], tmp_path:
     run.train(1)
     rows = [run.evaluate(n) for n in (0, 1)]
     assert [row["method"] for row in rows] == ["warm_start", "em"]
+    assert json.loads((run.folder / "results.json").read_text())["rows"] == rows
     saved = (run.folder / "recipe.yaml").read_text()
     with pytest.warns(UserWarning, match=r"other settings \(train.lr, evaluate.documents\): its recipe.yaml stays"):
         RunFolder(load_recipe(path, ["train.lr=3e-4", "evaluate.documents=4"]), run.folder).evaluate(0)
@@ -104,6 +109,14 @@ def test_a_run_folder_does_what_the_commands_do(small: dict[str, Any], tmp_path:
     assert sum(len(t) for d in kept for t in d.thoughts) == counts["kept"] or len(kept) < counts["accepted"]
     assert {d.source for d in run.documents("warm_start", iteration=0)} == {"oracle"}
     assert {d.source for d in run.documents("held_out")} == {"raw"}
+    for wrong in ({"split": "corpse"}, {"iteration": 0}):  # its documents are the warm start's
+        with pytest.raises(UserError, match="no documents of split corp"):
+            list(run.documents(**wrong))  # type: ignore[arg-type]
+    for iteration, told in ((0, "is the warm start, which has no E-step"), (2, "beyond em.iterations, which is 1")):
+        with pytest.raises(UserError, match=told):
+            run.sample(iteration)
+    with pytest.raises(UserError, match="no iteration -1"):
+        run.train(-1)
     with run_lock(run.folder), pytest.raises(UserError, match="is in use by process"):
         run.prepare()
     thinker, (document,) = Thinker(run.model(1), seed=3), [next(load_corpus("world:castle", limit=1))]
@@ -112,12 +125,59 @@ def test_a_run_folder_does_what_the_commands_do(small: dict[str, Any], tmp_path:
     assert [d.draw for d in once[0].draws] == [d.draw for d in again[0].draws]
     assert len(once) == 1 and thinker.text(once[0].chunk.ids) == (document.pieces or ("",))[-1]
     assert len(thinker.answer(document.text.split("so ")[0], max_thought_tokens=4, max_answer_tokens=4)) == 2
+    for wrong in ({"temperature": -1.0}, {"temperature": np.nan}, {"max_thought_tokens": 0}, {"max_answer_tokens": -1}):
+        with pytest.raises(UserError, match="temperature and seed are 0 or more"):
+            thinker.answer("dee starts in ", **wrong)
+    with pytest.raises(UserError, match="dtype"):
+        Thinker(run.model(1), dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="is not a model folder"):
         Thinker(tmp_path)
     with pytest.raises(UserError, match="a temperature above 0, not 0"):
         thinker.infer([document], settings, recipe.chunking, temperature=0.0)
     with pytest.raises(UserError, match=r"sample\.raw_model is for runs"):
         thinker.infer([document], Sample(raw_model="raw"))
+
+
+PROGRAM = """
+from latent_thoughts import RunFolder, load_recipe
+print("begins")
+run = RunFolder(load_recipe("recipe.yaml", ["executor.workers=2", "train.workers=1"]), "run")
+run.prepare()
+run.synthesize()
+print(run.train().counts["step"])
+"""
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "standard input"])
+def test_a_program_needs_no_guard(small: dict[str, Any], tmp_path: Path, piped: bool) -> None:
+    """Workers, of either kind, do not import it anew."""
+    small["train"]["steps"] = 4
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-" if piped else "program.py"]
+    given = {"input": PROGRAM} if piped else {}
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=240, **given)
+    assert done.stdout.split() == ["begins", "4"]
+
+
+def test_trainings_in_threads_wait_for_each_other(small: dict[str, Any], tmp_path: Path) -> None:
+    """They seed torch's generator, of which a process has one; what it held before is there again."""
+    small["train"]["steps"] = 6
+    recipe = resolve(small)
+
+    def made(name: str) -> bytes:
+        run = RunFolder(recipe, tmp_path / name)
+        run.prepare()
+        run.synthesize()
+        run.train()
+        return (run.model(0) / "model" / "model.safetensors").read_bytes()
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    alone = made("alone")
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(made, ["a", "b"])) == [alone, alone]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

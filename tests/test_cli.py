@@ -179,10 +179,10 @@ def test_other_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("verb", "iteration", "expected"),
     [
-        ("sample", "0", "--iteration is 1 or more here, not 0"),
-        ("sample", "2", "--iteration 2 is beyond em.iterations, which is 1"),
-        ("train", "-1", "--iteration is 0 or more here, not -1"),
-        ("evaluate", "-1", "--iteration is 0 or more here, not -1"),
+        ("sample", "0", "iteration 0 is the warm start, which has no E-step"),
+        ("sample", "2", "iteration 2 is beyond em.iterations, which is 1"),
+        ("train", "-1", "there is no iteration -1: 0 is the warm start"),
+        ("evaluate", "-1", "there is no iteration -1: 0 is the warm start"),
     ],
 )
 def test_an_iteration_that_there_is_not(

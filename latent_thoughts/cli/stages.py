@@ -50,13 +50,8 @@ def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iterati
 
     with run_lock(out):
         run = run_of(recipe, out, overrides)
-        loop, last = _loop(run, iteration, first=1), run.recipe.em.iterations
-        if iteration > last:
-            raise UserError(
-                f"--iteration {iteration} is beyond em.iterations, which is {last}: K and temperature are laid out "
-                f"over them, so set em.iterations={iteration} or more"
-            )
-        folder = loop.iteration(iteration) / "sample"
+        loop = _loop(run)
+        folder = loop.e_step(iteration)
         _record(run, folder)
         _tell(folder, loop.sample(iteration).counts)
 
@@ -71,7 +66,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
     main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with run_lock(out) if main else contextlib.nullcontext():
         run = run_of(recipe, out, overrides, processes=True)
-        loop = _loop(run, iteration)
+        loop = _loop(run)
         folder = loop.iteration(iteration) / "train"
         if main:
             _record(run, folder)
@@ -103,7 +98,7 @@ def evaluate(
             _record(run, out / "tasks")
             _tell_tasks(examine.evaluate_model(run.recipe, model, out))
             return
-        loop = _loop(run, iteration)
+        loop = _loop(run)
         folder = loop.iteration(iteration) / "evaluate"
         _record(run, folder)
         row, evaluated = loop.evaluate(iteration)
@@ -121,12 +116,10 @@ def _record(run: Run, made: Path) -> None:
         print(f"latent-thoughts: {told}", file=sys.stderr)
 
 
-def _loop(run: Run, iteration: int, first: int = 0) -> Loop:
-    """The run's EM. Raises UserError for an iteration before `first`."""
+def _loop(run: Run) -> Loop:
+    """The run's EM."""
     from latent_thoughts.em import Loop
 
-    if iteration < first:
-        raise UserError(f"--iteration is {first} or more here, not {iteration} (0 is the warm start)")
     return Loop(run, "em", run.recipe.sample, run.folder)
 
 

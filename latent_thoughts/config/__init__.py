@@ -125,7 +125,7 @@ class Train(Section):
     raw_share: Share = 0.0  # probability that a visit takes the raw layout
     raw_chunks: Share = 0.0  # else, that a chunk does: what follows it sees raw text, as the E-step's contexts are
     loss_on: Literal["all", "targets"] = "all"  # targets: thoughts and the chunks they are meant for
-    sequence_length: Positive = 2048
+    sequence_length: Annotated[int, Field(ge=2)] = 2048
     rows: Positive = 8  # sequences in a batch
     micro_rows: Positive | None = None  # sequences in a forward pass of a process; default: all that it has
     workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
@@ -133,7 +133,7 @@ class Train(Section):
     checkpoint_activations: bool = False  # less memory, a third more work
     compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile; on a CPU all of a small model
     shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest, experts among it
     lr: Annotated[float, Field(gt=0)] = 1e-4
     muon_lr: Annotated[float, Field(gt=0)] = 0.02
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -142,7 +142,7 @@ class Train(Section):
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     decay_share: Share = 0.2  # of a wsd run
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    dropout: Share = 0.0
+    dropout: Share = 0.0  # besides the model's own, of which GPT-2 and OPT have 0.1
     ema: Decay = 0.0  # decay of averaged weights, which are then exported; 0: none
     spike: Annotated[float, Field(gt=0)] = 4.0  # nats a token that a loss may exceed the last 50; more stops the run
     held_out: Annotated[int, Field(ge=0)] = 0  # documents whose loss is taken at every checkpoint

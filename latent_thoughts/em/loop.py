@@ -35,7 +35,22 @@ class Loop:
     folder: Path
 
     def iteration(self, number: int) -> Path:
+        """Raises UserError for one before the warm start."""
+        if number < 0:
+            raise UserError(f"there is no iteration {number}: 0 is the warm start")
         return self.run.warm_start if number == 0 else self.folder / f"iter_{number:02}"
+
+    def e_step(self, number: int) -> Path:
+        """Raises UserError for an E-step that the recipe does not have."""
+        last = self.run.recipe.em.iterations
+        if number == 0:
+            raise UserError("iteration 0 is the warm start, which has no E-step: give 1 or more")
+        if number > last:
+            raise UserError(
+                f"iteration {number} is beyond em.iterations, which is {last}: K and temperature are laid out over "
+                f"them, so set em.iterations={number} or more"
+            )
+        return self.iteration(number) / "sample"
 
     @property
     def continual(self) -> bool:
@@ -52,7 +67,7 @@ class Loop:
     def sample(self, number: int) -> Manifest:
         """E-step of iteration `number`, with the model of the one before."""
         recipe, slices = self.run.recipe, self._slice(number)
-        model, folder = self.iteration(number - 1) / "train", self.iteration(number) / "sample"
+        folder, model = self.e_step(number), self.iteration(number - 1) / "train"
         with Ahead(self.ahead(number)) as ahead:
             made = sampling.sample(recipe, self._settings(), model, self.run.prepared, folder, number, slices, ahead)
         mix, draws = recipe.em.mix, int(made.counts.get("draws", 0))

@@ -19,7 +19,7 @@ import torch
 from latent_thoughts import machine
 from latent_thoughts.config import Recipe
 from latent_thoughts.executors.work import Opened, Result, Told, Work
-from latent_thoughts.machine import cores
+from latent_thoughts.machine import cores, without_main
 from latent_thoughts.types import UserError
 
 
@@ -40,10 +40,13 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
     start = (work, threads, numbers, workers, gpus())
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         try:
-            pending = {pool.submit(_do, unit) for unit in islice(waiting, 2 * workers)}
-            while pending:
+            pending, done = set[Future[Result]](), range(2 * workers)
+            while True:
+                with without_main():
+                    pending |= {pool.submit(_do, unit) for unit in islice(waiting, len(done))}
+                if not pending:
+                    break
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                pending |= {pool.submit(_do, unit) for unit in islice(waiting, len(done))}
                 yield from map(Future.result, done)
         except BrokenProcessPool:
             raise UserError(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from latent_thoughts.config import Recipe
@@ -16,6 +15,7 @@ from latent_thoughts.data.tokenizer import Codec, Controls
 from latent_thoughts.engines.base import Engine, Ids, in_order
 from latent_thoughts.engines.joint import Answering, Seeds, Task, tasks
 from latent_thoughts.stages.evaluate.likelihood import sample_of
+from latent_thoughts.stages.evaluate.statistics import mean
 from latent_thoughts.types import Draw, ThoughtDocument, UserError
 
 ANSWERS = pa.schema(
@@ -95,7 +95,6 @@ def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     parts = {"": rows, "_known": [r for r in rows if r["known"] is True]}
     parts["_unknown"] = [r for r in rows if r["known"] is False]
     for name, part in parts.items():
-        right = np.array([r["right"] for r in part], float)
-        found[f"accuracy{name}"] = float(right.mean()) if len(part) else None
-        found[f"accuracy{name}_se"] = float(right.std() / np.sqrt(len(part))) if len(part) else None
+        value, error = mean([r["right"] for r in part]) if part else (None, None)
+        found[f"accuracy{name}"], found[f"accuracy{name}_se"] = value, error
     return found

@@ -85,10 +85,10 @@ def places_table(counts: dict[str, Any]) -> Table:
     """Where in the documents thinking helps, by the largest K that was drawn."""
     names = [name for name in counts if name.endswith("_by_place")]
     last = max(names, key=lambda name: int(name.split("_")[1]))
-    rows = [
-        [f"{p['from']:.0%} to {p['to']:.0%}", str(p["chunks"]), f"{p['gain_per_token']:+.3f} ± {p['se']:.3f}"]
-        for p in counts[last]
-    ]
+    rows = []
+    for p in counts[last]:
+        error = "" if p["se"] is None else f" ± {p['se']:.3f}"
+        rows.append([f"{p['from']:.0%} to {p['to']:.0%}", str(p["chunks"]), f"{p['gain_per_token']:+.3f}{error}"])
     k = last.split("_")[1]
     note = f"L_{k} − log p(x | c), nats a token, by where a chunk begins in its document."
     return _table("Gain of thinking", ("place", "chunks", "gain"), rows, note)

@@ -16,17 +16,18 @@ import numpy as np
 SIGNIFICANT = 0.05
 
 
-def ratio(values: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+def ratio(values: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> tuple[float | None, float | None]:
     """Σ values / Σ sizes, and its standard error over groups (documents), linearised (Cochran 1977, 6.4).
 
-    None where there are no values.
+    None where there are no values, and no error for a single group.
     """
     if not len(values):
         return None, None
     mean = values.sum() / sizes.sum()
     residuals = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean * sizes)
-    n = len(residuals)
-    error = np.sqrt(n / max(1, n - 1) * np.square(residuals).sum()) / sizes.sum()
+    if (n := len(residuals)) < 2:
+        return float(mean), None
+    error = np.sqrt(n / (n - 1) * np.square(residuals).sum()) / sizes.sum()
     return float(mean), float(error)
 
 
@@ -114,7 +115,7 @@ def over_training(first: np.ndarray, second: np.ndarray) -> Difference:
 def _exchanged(gaps: np.ndarray, seed: int) -> float:
     from scipy import stats
 
-    if not gaps.any():
+    if len(gaps) < 2 or not gaps.any():
         return 1.0
     found = stats.permutation_test(
         (gaps,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from latent_thoughts.data.packing import Batches, by_length
+from latent_thoughts.machine import without_main
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.types import PackedRow
 
@@ -62,6 +63,7 @@ def load(batches: Batches, ranks: Ranks) -> Iterator[Batch]:
     resource_tracker.ensure_running()  # whose start unblocks it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
-        return iter(stream)
+        with without_main():
+            return iter(stream)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

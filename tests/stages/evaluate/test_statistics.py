@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -96,6 +97,13 @@ def test_seeds_that_differ_by_rounding_alone_tell_nothing() -> None:
     assert np.ptp(first.mean(1)) > 0  # else there is nothing to test
     found = statistics.over_training(first, second + 0.001)
     assert found.p == 1 and found.value == pytest.approx(-0.001) and np.isnan(found.low)
+
+
+def test_a_single_document_has_no_error_and_shows_no_difference() -> None:
+    one = np.array([3.0, 5.0]), np.array([2.0, 2.0]), np.array(["a", "a"])
+    assert statistics.ratio(*one) == (2.0, None)
+    for found in (statistics.paired([0.3], [0.1]), statistics.paired_ratio(np.array([0.2]), np.ones(1), np.zeros(1))):
+        assert found.value == pytest.approx(0.2) and found.p == 1 and math.isnan(found.low)
 
 
 def test_many_comparisons_raise_p() -> None:
