@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
+
+    def agree(self, value: str) -> bool:
+        """Whether all ranks have the same."""
+        number = int.from_bytes(hashlib.sha256(value.encode()).digest()[:7], "big")
+        return self.most(number) == -self.most(-number)
 
     def any(self, flag: bool) -> bool:
         return bool(self.most(int(flag)))

@@ -38,6 +38,10 @@ _SECRETS = re.compile(
 
 def place(name: str | Path) -> Path:
     """The path of a name that a user gave. Raises UserError for a URL that holds keys or that nothing here can open."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{str(name)!r}: a path has to be UTF-8: rename what is not") from None
     found = _URL.fullmatch(str(name))
     if found is None:
         return Path(name).expanduser()
@@ -46,6 +50,8 @@ def place(name: str | Path) -> Path:
         return Path(rest)
     if holds_keys(str(name)):
         raise UserError(f"a {protocol}:// URL holds keys: take them out, and give them by environment variables")
+    if protocol in (*_EXTRAS, "hf") and "//" in rest:  # which libraries take for different names
+        raise UserError(f"{name}: a name between two slashes is empty: take one of them out")
     try:
         import fsspec
         from upath import UPath

@@ -34,7 +34,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
 
     Raises UserError where one is killed.
     """
-    from latent_thoughts.executors.local import gpus
+    from latent_thoughts.executors.local import end_now, gpus
 
     if not seeds:
         raise UserError("--seeds is empty: name at least one seed")
@@ -46,10 +46,13 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         values = recipe.model_dump()
         jobs = [pool.submit(_run_seed, values, out / f"seed_{seed}", seed) for seed in seeds]
-        _show(jobs, events)
         try:
+            _show(jobs, events)
             for job in jobs:
                 job.result()
+        except KeyboardInterrupt:
+            end_now(pool)
+            raise
         except BrokenProcessPool:
             raise UserError(
                 "a seed's process was killed (for want of memory?): what is finished is kept; run again to go on, with "
@@ -87,12 +90,12 @@ _events: Any = None  # a worker's way to its parent
 
 def _start(events: Any, numbers: Any, workers: int, names: list[str]) -> None:
     """Sets a worker up. One whose parent was killed must not go on writing to the run folder."""
-    from latent_thoughts.executors.local import die_with_parent, take_gpus
+    from latent_thoughts.executors.local import live_with_driver, take_gpus
 
     global _events
     _events = events
     take_gpus(numbers, workers, names)
-    die_with_parent()
+    live_with_driver()
 
 
 def _merge(out: Path, seeds: list[int]) -> None:

@@ -29,6 +29,7 @@ def taking_turns(rank: int, local: list[int], folder: Path, together: int, faili
         told = {"made": in_turn(ranks, make, together)}
     except UserError as error:
         told = {"error": str(error)}
+    told["agree"] = [ranks.agree("all the same"), ranks.agree(f"lr {rank}"), ranks.agree("lr 0.5" if rank else "lr 1")]
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
@@ -57,10 +58,9 @@ def test_as_many_as_there_is_memory_for_go_together(tmp_path: Path) -> None:
 
 
 def test_where_one_gives_up_all_do(tmp_path: Path) -> None:
-    assert told(tmp_path, [2], failing=1) == [
-        {"error": "another of the processes could not begin"},
-        {"error": "no such model"},
-    ]
+    found = told(tmp_path, [2], failing=1)
+    assert [each["error"] for each in found] == ["another of the processes could not begin", "no such model"]
+    assert [each["agree"] for each in found] == [[True, False, False]] * 2
 
 
 def test_alone_there_is_nothing_to_wait_for() -> None:

@@ -59,6 +59,14 @@ def test_other_urls_are_not(url: str) -> None:
     assert not places.holds_keys(url)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("s3://bucket//run", "between two slashes is empty"), ("xx\udcff", "has to be UTF-8")]
+)
+def test_a_name_that_libraries_take_for_another_is_refused(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        place(name)
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 

@@ -37,6 +37,8 @@ def main() -> None:
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
             command = shlex.join(["latent-thoughts", *sys.argv[1:]])
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                command = f"the same torchrun command ({command})"
             print(f"latent-thoughts: {stop}; resume with: {command}", file=sys.stderr)
     except KeyboardInterrupt:
         print("latent-thoughts: stopped; run the same command again to go on", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from latent_thoughts.cli.options import Limit, Out, Overrides, Place, RecipePath, Yes
-from latent_thoughts.cli.stages import run_of
+from latent_thoughts.cli.stages import held, run_of
 from latent_thoughts.types import UserError
 
 
@@ -60,9 +60,8 @@ def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limi
     from latent_thoughts import em as chain
     from latent_thoughts.approve import approval
     from latent_thoughts.stages.report import report as write
-    from latent_thoughts.store import run_lock
 
-    with run_lock(out):
+    with held(out):
         run = run_of(recipe, out, overrides, limit)
         chain.em(run.recipe, out, approval(yes))
         write(out)

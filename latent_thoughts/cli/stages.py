@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 def prepare(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None) -> None:
     """Read, split, chunk and tokenise a corpus; set up the initial checkpoint."""
-    from latent_thoughts.store import run_lock
-
-    with run_lock(out):
+    with held(out):
         run = run_of(recipe, out, overrides, limit)
         _record(run, run.prepared)
         _tell(run.prepared, run.prepare().counts)
@@ -35,9 +34,8 @@ def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes
     from dataclasses import replace
 
     from latent_thoughts.approve import approval
-    from latent_thoughts.store import run_lock
 
-    with run_lock(out):
+    with held(out):
         run = replace(run_of(recipe, out, overrides), approve=approval(yes))
         folder = run.synthesized(run.recipe.synthesize.method)
         _record(run, folder)
@@ -46,9 +44,7 @@ def synthesize(recipe: RecipePath, overrides: Overrides = None, *, out: Out, yes
 
 def sample(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteration: Iteration = 1) -> None:
     """E-step: infer thoughts for the corpus with the model of the iteration before."""
-    from latent_thoughts.store import run_lock
-
-    with run_lock(out):
+    with held(out):
         run = run_of(recipe, out, overrides)
         loop = _loop(run)
         folder = loop.e_step(iteration)
@@ -65,7 +61,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
 
     main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with run_lock(out) if main else contextlib.nullcontext():
-        run = run_of(recipe, out, overrides, processes=True)
+        run = run_of(recipe, out, overrides)
         loop = _loop(run)
         folder = loop.iteration(iteration) / "train"
         if main:
@@ -90,9 +86,8 @@ def evaluate(
 
     from latent_thoughts import examine
     from latent_thoughts.stages.evaluate.shown import places_table
-    from latent_thoughts.store import run_lock
 
-    with run_lock(out):
+    with held(out):
         run = run_of(recipe, out, overrides)
         if model is not None:
             _record(run, out / "tasks")
@@ -147,18 +142,24 @@ def _tell_tasks(results: list[dict[str, object]]) -> None:
         Console().print(tasks_table(results))
 
 
-def run_of(
-    recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None, processes: bool = False
-) -> Run:
-    """The run of a recipe, with torch's threads set. Raises UserError where torchrun started `processes` of a
-    command that runs in one."""
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """The run's lock. Raises UserError where torchrun started several processes of a command that runs in one."""
+    from latent_thoughts.parallel import launched
+    from latent_thoughts.store import run_lock
+
+    if launched() > 1:
+        raise UserError("of the commands train alone runs in several processes: start this one without torchrun")
+    with run_lock(out):
+        yield
+
+
+def run_of(recipe: Path, out: Path, overrides: list[str] | None, limit: int | None = None) -> Run:
+    """The run of a recipe, with torch's threads set."""
     from latent_thoughts.config import load_recipe
     from latent_thoughts.em import Run
     from latent_thoughts.model import set_up_torch
-    from latent_thoughts.parallel import launched
 
-    if launched() > 1 and not processes:
-        raise UserError("of the commands train alone runs in several processes: start this one without torchrun")
     limits = [] if limit is None else [f"data.limit={limit}"]
     loaded = load_recipe(recipe, [*(overrides or []), *limits])
     set_up_torch(loaded.threads)

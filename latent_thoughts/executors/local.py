@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import connection, forkserver
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -38,6 +39,7 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
     context.set_forkserver_preload([type(work).__module__])
     numbers, threads = context.Value("i", 0), recipe.threads or max(1, cores() // workers)
     start = (work, threads, numbers, workers, gpus())
+    _start_server()
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         try:
             pending, done = set[Future[Result]](), range(2 * workers)
@@ -48,6 +50,9 @@ def processes(recipe: Recipe, work: Work, units: Mapping[str, float]) -> Iterato
                     break
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from map(Future.result, done)
+        except KeyboardInterrupt:
+            end_now(pool)
+            raise
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed (for want of memory?): what is finished is kept; run again to go on, "
@@ -71,7 +76,7 @@ def _start(work: Work, threads: int, numbers: Any, workers: int, names: list[str
     """Sets a worker process up: with GPUs of its own as far as there are any, and with the end of its driver."""
     global _opened
     take_gpus(numbers, workers, names)
-    die_with_parent()
+    live_with_driver()
     _opened = Opened(work, threads)
     Finalize(None, _opened.close, exitpriority=10)
 
@@ -91,13 +96,33 @@ def take_gpus(numbers: Any, workers: int, names: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count] if machine.gpu_shared else ",".join(names[own])
 
 
-def die_with_parent() -> None:
-    """A worker whose driver was killed, and then the server that forked it, must not go on writing to the run."""
-    parent = os.getppid()
+def live_with_driver() -> None:
+    """A worker whose driver was killed must not go on writing to the run. It is the driver's own end that is waited
+    for: the server that forked the worker lives as long as one of its workers does. Ctrl-C is the driver's to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    driver = multiprocessing.parent_process()
+    assert driver is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        connection.wait([driver.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_now(pool: ProcessPoolExecutor) -> None:
+    """Where a driver is interrupted, nothing waits for what its workers are at."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+
+
+def _start_server() -> None:
+    """Starts what workers are forked from, which else Ctrl-C would end with a traceback while it imports."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)

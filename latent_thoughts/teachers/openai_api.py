@@ -17,7 +17,7 @@ from typing import Any
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Answer, Answers, Failure, Request
 from latent_thoughts.teachers.chat import completion_of, problem_of
-from latent_thoughts.teachers.openai_client import failure_of, imported, settings
+from latent_thoughts.teachers.openai_client import failure_of, hidden, imported, settings
 
 _tokens: contextvars.ContextVar[int] = contextvars.ContextVar("tokens")  # of the request that a task is about
 
@@ -80,7 +80,7 @@ class OpenAITeacher:
             response = await self.client.post("/chat/completions", body=request.payload, cast_to=httpx2.Response)
         except imported().OpenAIError as error:
             return request.key, failure_of(error, self.config)
-        return request.key, completion_of(json.loads(response.content))
+        return request.key, hidden(completion_of(json.loads(response.content)), self.config)
 
     async def _pace(self, _: Any) -> None:
         for limiter, counts_tokens in self.limits:

@@ -12,6 +12,7 @@ from latent_thoughts.teachers.chat import kind_of_status, said
 from latent_thoughts.types import UserError
 
 _OWN = "https://api.openai.com/v1"
+LEAST = 16  # characters of a real key; servers of one's own are given "none" or "EMPTY"
 
 
 def imported() -> Any:
@@ -78,11 +79,23 @@ def words(error: Any, config: Config) -> str:
 
 
 def hidden(answer: Answer, config: Config) -> Answer:
-    """The answer; a failure is told without the key."""
-    return replace(answer, message=without_key(answer.message, config)) if isinstance(answer, Failure) else answer
+    """The answer without the key, should the endpoint have echoed it."""
+    if isinstance(answer, Failure):
+        return replace(answer, message=without_key(answer.message, config))
+    return replace(answer, text=_keyless(answer.text, config))
+
+
+def _keyless(text: str, config: Config) -> str:
+    """A word that serves as a key is left: it may be one of the reply's."""
+    key = os.environ.get(config.key_env, "")
+    return text.replace(key, _named(config)) if len(key) >= LEAST else text
+
+
+def _named(config: Config) -> str:
+    return f"(the key in {config.key_env})"
 
 
 def without_key(text: str, config: Config) -> str:
     """The beginning of what an endpoint said; the key is taken out first, so that no half of it is left."""
     key = os.environ.get(config.key_env)
-    return (text.replace(key, f"(the key in {config.key_env})") if key else text)[:300]
+    return (text.replace(key, _named(config)) if key else text)[:300]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -71,6 +76,47 @@ def test_a_killed_process_is_named_and_the_next_run_goes_on(tmp_path: Path) -> N
     list(executors.run(recipe(1), work(tmp_path, (bad, "dies once")), UNITS, lambda *_: None))
     again = [unit for unit, _ in notes(tmp_path / "log")]
     assert len(again) <= len(UNITS) + 2 and before | set(again) == set(UNITS)
+
+
+DRIVER = """
+from pathlib import Path
+from latent_thoughts import executors
+from tests.executors.faulty import Simple
+from tests.executors.test_local import UNITS, recipe
+from latent_thoughts.store import Stage
+folder = Path({folder!r})
+simple = Simple(Stage(folder / "stage", "x", "k" * 64), folder / "log", seconds=60)
+list(executors.run(recipe(2), simple, UNITS, lambda *_: None))
+"""
+
+
+def session(number: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own = stat.read_text().rpartition(") ")[2].split()[:4]
+            found += [int(stat.parent.name)] if int(own) == number and state != "Z" else []
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc which processes there are")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
+def test_workers_end_with_their_driver(tmp_path: Path, how: signal.Signals) -> None:
+    """Alone, as a batch system, or one that is short of memory, ends it; at once, whatever they are at."""
+    command = [sys.executable, "-c", DRIVER.format(folder=str(tmp_path))]
+    root = Path(__file__).parents[2]
+    driver = subprocess.Popen(command, cwd=root, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(notes(tmp_path / "log")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(session(driver.pid)) >= 4  # the driver, the server that forks, and two workers
+    driver.send_signal(how)
+    said = driver.communicate(timeout=30)[1]
+    while session(driver.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert session(driver.pid) == []
+    assert said.count("Traceback") == (how == signal.SIGINT), said  # the driver's own
 
 
 def test_a_shard_of_another_key_is_not_taken_for_ones_own(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from latent_thoughts.data import records
 from latent_thoughts.em import Run
 from latent_thoughts.model import load_tokenizer
 from latent_thoughts.teachers import openai_client
+from latent_thoughts.teachers.base import Completion
 from latent_thoughts.types import UserError
 
 
@@ -188,6 +189,15 @@ def test_what_cannot_work_is_said_in_one_line(
         make(server.url, *overrides).synthesize()
     assert "\n" not in str(caught.value) and "sk-secret" not in str(caught.value)
     assert len(server.asked) < 60  # it does not go on asking
+
+
+@pytest.mark.parametrize(("key", "kept"), [("sk-a-key-that-is-secret", False), ("EMPTY", True)])
+def test_a_key_in_a_reply_is_taken_out(monkeypatch: pytest.MonkeyPatch, key: str, kept: bool) -> None:
+    """What stands for a key where none is asked for may be a word of the reply's."""
+    monkeypatch.setenv("TEST_KEY", key)
+    answer = openai_client.hidden(Completion(f"Bearer {key} it was", "stop", 1, 1), Teacher(key_env="TEST_KEY"))
+    assert isinstance(answer, Completion)
+    assert answer.text == (f"Bearer {key} it was" if kept else "Bearer (the key in TEST_KEY) it was")
 
 
 def test_no_half_of_a_key_is_left_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,7 +253,7 @@ def show(results: Results) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout and sys.stdout.isatty() else 140, highlight=False)
     _print(console, main_table(results))
     for _, name, meaning in meanings(results):
         console.print(f"[bold]{escape(name)}[/]: {escape(meaning)}.")

@@ -11,6 +11,7 @@ kernels add up in any order).
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,8 @@ def train(
         same_base(inputs["base"], inputs[f"{n}:{source.split}"])
     key = stage_key("train", [_settings(config, sources), model_config.dtype, seed], inputs)
     with parallel.ranks() as ranks, terminated() as stopped, contextlib.ExitStack() as stack:
+        if not ranks.agree(json.dumps([key, config.model_dump(mode="json")])):
+            raise UserError("the processes of this training have different settings or inputs: start all with the same")
         if not ranks.main:
             stack.enter_context(sent_to(lambda _: None))
         with all_or_none(ranks):
