@@ -28,6 +28,7 @@ from latent_thoughts.types import Manifest, UserError
 
 # Where things lie and are asked is nobody else's business.
 _ADDRESSES: Any = {"executor": {"address"}, "synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
+DOCUMENTED = ("prepare", "synthesize", "sample")  # stages whose shards are documents
 FORMATS = ("jsonl", "parquet", "dataset", "hub")
 _OF_A_DATASET = re.compile(r"[\w-]+\.arrow|dataset_info\.json|state\.json|README\.md|listing\.json")
 
@@ -42,7 +43,9 @@ def export(folder: Path, base: Path, recipe: Path, target: str, kind: str, licen
     if kind not in FORMATS:
         raise UserError(f"there is no format {kind!r} (known: {', '.join(FORMATS)})")
     path = None if kind == "hub" else _free(target, kind)
-    manifest, codec = read_manifest(folder), Codec(models.load_tokenizer(base / "model")[0])
+    if (manifest := read_manifest(folder)).stage not in DOCUMENTED:
+        raise UserError(f"{folder} holds no documents: name a stage that does ({', '.join(DOCUMENTED)})")
+    codec = Codec(models.load_tokenizer(base / "model")[0])
     if path is not None and kind != "dataset":
         return (_jsonl if kind == "jsonl" else _parquet)(_rows(folder, manifest, codec), path)
     return _dataset(folder, manifest, codec, load_recipe(recipe), path or target, license, private)

@@ -32,12 +32,18 @@ def refusal(values: dict[str, Any], *overrides: str) -> str:
         ({"sample": {"max_though_tokens": 1}}, "sample.max_though_tokens", "sample.max_thought_tokens"),
         ({"em": {"warm_start": {"lrr": 1}}}, "lrr", "lr"),
         ({"em": {"raw": {"dropuot": 1}}}, "dropuot", "dropout"),
+        ({"lr": 1}, "lr", "train.lr"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(
     values: dict[str, Any], unknown: str, nearest: str
 ) -> None:
     assert f"unknown key {unknown} (did you mean {nearest}?)" in refusal(values)
+
+
+def test_an_m_step_of_nothing_is_refused() -> None:
+    told = "an M-step needs documents: give warm_start, thoughts or raw a weight above 0"
+    assert told in refusal({"em": {"mix": {"warm_start": 0, "thoughts": 0}}})
 
 
 def test_an_unknown_key_is_refused_even_when_empty() -> None:

@@ -19,8 +19,9 @@ from latent_thoughts.config import resolve
 from latent_thoughts.data import pieces, records
 from latent_thoughts.em import Loop, Run, _more_samples, em
 from latent_thoughts.stages.prepare import initialise
+from latent_thoughts.stages.sample import corpus_shards
 from latent_thoughts.store import read_manifest
-from latent_thoughts.types import UserError
+from latent_thoughts.types import Manifest, UserError
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
@@ -279,6 +280,36 @@ def test_an_e_step_without_a_finished_thought_ends_the_run(tmp_path: Path, small
         with pytest.raises(UserError, match="iter_01.*none of 160 thoughts came to an end"):
             em(resolve(small), tmp_path)
         assert not (tmp_path / "iter_01" / "train").exists()
+
+
+def test_a_corpus_without_documents_is_told_by_the_settings_that_left_none(tmp_path: Path) -> None:
+    manifest = Manifest("prepare", "k", {"warm_start-00000.parquet": {"rows": 3, "sha256": ""}}, {})
+    with pytest.raises(UserError, match=r"holds no corpus: .* lower data\.warm_start or data\.held_out"):
+        corpus_shards(manifest, tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"evaluate": {"answer": "reply is (.*)"}}, "evaluate.answer does not match"),
+        (
+            {"data": {"world": {"documents": 40, "teacher_documents": 20, "held_out_share": 0}}},
+            "no document is held out",
+        ),
+        ({"sample": {"max_tokens": 20}}, "do not fit in 20"),
+        ({"em": {"variants": {"on": {"em": {"regime": "continual", "iterations": 9}}}}}, "too few for 9 iterations"),
+        ({"em": {"variants": {"short": {"sample": {"max_tokens": 20}}}}}, "do not fit in 20"),
+    ],
+    ids=str,
+)
+def test_what_a_later_stage_would_refuse_is_told_before_anything_is_trained(
+    tmp_path: Path, small: dict[str, Any], changes: dict[str, Any], told: str
+) -> None:
+    for section, values in changes.items():
+        small[section] |= values
+    with pytest.raises(UserError, match=told):
+        em(resolve(small), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("iter_*/train"))
 
 
 def test_an_em_run_beside_the_main_one_that_comes_to_nothing_leaves_the_others(

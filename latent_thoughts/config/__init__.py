@@ -180,6 +180,12 @@ class Mix(Section):
     thoughts: Weight = 1.0  # the corpus with the E-step's thoughts
     raw: Weight = 0.0  # the corpus without thoughts
 
+    @model_validator(mode="after")
+    def _something(self) -> Mix:
+        if not self.warm_start + self.thoughts + self.raw:
+            raise ValueError("an M-step needs documents: give warm_start, thoughts or raw a weight above 0")
+        return self
+
 
 Baseline = Literal[
     "raw", "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot", "warm_start_matched",

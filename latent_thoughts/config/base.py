@@ -122,6 +122,10 @@ def _explain(model: type[Section], error: Any) -> str:
         if error["type"] == "string_type" and isinstance(error["input"], dict):
             message += " (YAML reads it as a mapping: put a text with braces or a colon in quotes)"
         return f"{name}: {message}" if name else message
+    sections = {n: f.annotation for n, f in model.model_fields.items()} if len(path) == 1 else {}
+    for section, kind in sections.items():  # one that stands in a section, given without it
+        if isinstance(kind, type) and issubclass(kind, Section) and name in kind.model_fields:
+            return f"unknown key {name} (did you mean {section}.{name}?)"
     near = difflib.get_close_matches(path[-1], list(_section(model, path[:-1]).model_fields), 1, cutoff=0.0)
     return f"unknown key {name} (did you mean {'.'.join([*path[:-1], near[0]])}?)"
 

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -227,8 +228,9 @@ def _document(config: Data, where: str, row: dict[str, Any]) -> Document:
     else:
         pieces = tuple(_fill(t, columns, where) for t in config.pieces) if config.pieces else None
     text = _fill(config.text, columns, where) if pieces is None else "".join(pieces)
-    if config.thought and pieces and not any(columns.get(c, "") is None for c in FIELD.findall(config.thought)):
-        thoughts = {len(pieces) - 1: _fill(config.thought, columns, where)}
+    if config.thought and pieces and not any(_missing(columns.get(c, "")) for c in FIELD.findall(config.thought)):
+        thought = _fill(config.thought, columns, where)
+        thoughts = {len(pieces) - 1: thought} if thought.strip() else {}
     name = _value(config.id, columns, where) if config.id else ""
     try:
         "".join((name, *thoughts.values())).encode("utf-8")
@@ -252,9 +254,16 @@ def _fill(template: str, columns: dict[str, Any], where: str) -> str:
     return FIELD.sub(lambda match: _value(match.group(1), columns, where), template)
 
 
+def _missing(value: Any) -> bool:
+    """Null, or what pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _value(name: str, columns: dict[str, Any], where: str) -> str:
     if name not in columns:
         raise UserError(f"{where}: no column {name} (there are: {', '.join(columns) or 'none'})")
+    if _missing(columns[name]):
+        raise UserError(f"{where}: column {name} is empty (null or NaN)")
     if not isinstance(columns[name], str | int | float):
         raise UserError(f"{where}: column {name} is {type(columns[name]).__name__}, not text")
     return str(columns[name])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from latent_thoughts.config import Recipe
 from latent_thoughts.em.baselines import BASELINES
+from latent_thoughts.em.check import check
 from latent_thoughts.em.loop import Loop, NoThoughts, Row, row, with_preset
 from latent_thoughts.em.run import PARAPHRASES, Run
 from latent_thoughts.provenance import provenance, save_recipe
@@ -49,6 +50,7 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
     save_recipe(recipe, folder)
     run = Run(recipe, folder, approve)
     run.prepare()
+    check(run)
     run.synthesize()
     rows = [row(run, "warm_start", 0, 0, run.train_warm_start(), run.evaluate(run.warm_start))]
     loop = Loop(run, "em", recipe.sample, folder)

@@ -84,11 +84,16 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
     """Reads, cuts and tokenises the first documents. Raises UserError for a source that holds none."""
     seed = recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
     splits = {name: Split() for name in SPLITS}
-    rows, tokens, known = [], 0, False
+    rows, tokens, known, seen = [], 0, False, set[str]()
     for data in recipe.data.parts:
-        read: Counter[str] = Counter()
+        read, looked = Counter[str](), 0
         most = None if data.held_out == 1 else MOST  # what is held out apart is read whole
         for document in itertools.islice(readers.read(data, seed, lambda _: None), most):
+            looked += 1
+            if "split" not in document.meta:  # a world's recur
+                if document.text in seen:
+                    continue
+                seen.add(document.text)
             try:
                 prepared = chunking.chunked(document, recipe.chunking, codec)
             except UserError:
@@ -105,7 +110,7 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
             rows.append(document_row(prepared))
         if not read:
             raise UserError(f"data.source {data.source} holds no documents")
-        _count(recipe, data, splits, read, seed)
+        _count(recipe, data, splits, read, looked, seed)
     some = max(splits.values(), key=lambda split: split.read)
     for name, split in splits.items():  # one of which no document was read is taken to be like the others
         if not split.read:
@@ -148,18 +153,19 @@ def _shares(recipe: Recipe) -> dict[str, float]:
     return {"warm_start": warm, "corpus": train - warm, "held_out": data.held_out}
 
 
-def _count(recipe: Recipe, data: Data, splits: dict[str, Split], read: Counter[str], seed: int) -> None:
-    """Adds how many documents of a source each split holds; exact where all were read."""
+def _count(recipe: Recipe, data: Data, splits: dict[str, Split], read: Counter[str], looked: int, seed: int) -> None:
+    """Adds how many documents of a source each split holds; exact where all were read. Of those that were looked at,
+    duplicates were not `read`, and as many are taken to be among the others."""
     if data.source.startswith("world:"):
         made = worlds.documents(data.source.removeprefix("world:"), data.world, seed)
         for document in itertools.islice(made, data.limit):
             splits[document.meta["split"]].documents += 1
         return
-    all_read = read.total() < MOST or data.held_out == 1
-    total = float(read.total()) if all_read else max(read.total(), recipe.plan.documents or _documents(data))
+    all_read = looked < MOST or data.held_out == 1
+    total = float(looked) if all_read else max(looked, recipe.plan.documents or _documents(data))
     total = min(total, data.limit or total)
     for name, count in read.items():
-        splits[name].documents += total * count / read.total()
+        splits[name].documents += total * count / looked
 
 
 def _documents(data: Data) -> float:

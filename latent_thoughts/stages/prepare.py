@@ -70,7 +70,8 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
             tally.add(found["repeated"])
             described |= result.shards
     if not any(counts[f"{split}_documents"] for split in SPLITS):
-        raise UserError(f"data.source {recipe.data.source} holds no documents")
+        left = next((f"; first of {counts['malformed']} {n}" for n in counts if n.startswith("malformed: ")), "")
+        raise UserError(f"data.source {recipe.data.source} holds no documents{left}")
     for name in read["rows"]:
         stage.remove(_SOURCE + name)
     counts = dict(counts) | tally.counts("documents")

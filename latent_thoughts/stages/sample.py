@@ -63,15 +63,7 @@ def sample(
     stage = Stage(folder, "sample", key)
     if (manifest := stage.manifest) is not None:
         return manifest
-    names = [n for n in inputs["prepare"].shards if n.startswith("corpus-")]
-    if not names:
-        raise UserError(f"{prepared} holds no corpus shards")
-    if len(names) < slices[1]:  # said at the first slice, not where none is left
-        raise UserError(
-            f"{prepared} holds {len(names)} corpus shards, too few for {slices[1]} iterations with a slice each: lower "
-            "em.iterations or data.shard_documents"
-        )
-    names = names[slices[0] :: slices[1]]
+    names = corpus_shards(inputs["prepare"], prepared, slices[1])[slices[0] :: slices[1]]
     if raw_model and _vocabulary(raw_model) != _vocabulary(model):
         raise UserError(f"sample.raw_model {raw_model} has another tokenizer than {model}: train it from the same base")
     work = Shards(recipe, config, stage, model, prepared, Seeds(recipe.seed, iteration), temperature)
@@ -101,6 +93,23 @@ def _vocabulary(model: Path) -> dict[str, int]:
 def _posteriors(name: str) -> str:
     """The shard beside a thought shard."""
     return name.replace("corpus-", "posterior-")
+
+
+def corpus_shards(manifest: Manifest, prepared: Path, slices: int) -> list[str]:
+    """Names of the corpus's shards. Raises UserError where there are none, or too few for so many slices, at the first
+    and not where none is left."""
+    names = [name for name in manifest.shards if name.startswith("corpus-")]
+    if not names:
+        raise UserError(
+            f"{prepared} holds no corpus: all documents are the warm start's or held out: lower data.warm_start or "
+            "data.held_out"
+        )
+    if len(names) < slices:
+        raise UserError(
+            f"{prepared} holds {len(names)} corpus shards, too few for {slices} iterations with a slice each: lower "
+            "em.iterations or data.shard_documents"
+        )
+    return names
 
 
 @dataclass(frozen=True)

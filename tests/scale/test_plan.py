@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -221,18 +222,18 @@ def test_small_amounts_and_single_iterations_are_readable(capsys: pytest.Capture
 
 def test_documents_are_counted_where_they_are_too_many_to_read(tmp_path: Path) -> None:
     file = tmp_path / "many.jsonl"
-    file.write_text(
-        "".join(
-            json.dumps({"text": "dee starts in cellar ." + " dee ends in den ." * (n % 3)}) + "\n" for n in range(3000)
-        )
-    )
+    rooms = ("cellar", "den", "attic", "hall", "tower", "gallery", "library")
+    texts = [" . ".join(f"dee starts in {room}" for room in walk) for walk in itertools.product(rooms, repeat=5)][:3000]
+    file.write_text("".join(json.dumps({"text": f"{text} ."}) + "\n" for text in texts))
     values = {"data": {"source": str(file), "held_out": 0.1, "warm_start": 0.2}, "model": {"base": {}}}
     found = survey(
         resolve(values), Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
     )
     assert sum(split.documents for split in found.splits.values()) == pytest.approx(3000, rel=0.05)
     assert found.splits["corpus"].read < 1000
-    values["data"] |= {"held_out_source": str(file), "limit": 500}  # type: ignore[index]
+    apart = tmp_path / "apart.jsonl"
+    apart.write_text(file.read_text().replace("dee starts", "dee ends"))
+    values["data"] |= {"held_out_source": str(apart), "limit": 500}  # type: ignore[index]
     apart = survey(
         resolve(values), Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
     ).splits
@@ -251,8 +252,9 @@ def test_rows_of_a_packed_file_are_counted(tmp_path: Path, suffix: str, count: i
 
 def test_what_prepare_leaves_out_as_malformed_is_not_planned(tmp_path: Path) -> None:
     """A word that the tokenizer does not know."""
-    lines = [{"text": "dee starts in cellar ."}] * 5 + [{"text": "xyzzy"}]
-    (tmp_path / "few.jsonl").write_text("".join(json.dumps({**line, "n": n}) + "\n" for n, line in enumerate(lines)))
+    texts = [f"dee starts in {room} ." for room in ("cellar", "den", "attic", "hall", "tower")]
+    lines = [json.dumps({"text": text}) + "\n" for text in (*texts, "xyzzy", *texts)]  # and those that repeat others
+    (tmp_path / "few.jsonl").write_text("".join(lines))
     codec = Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
     data = {"source": str(tmp_path / "few.jsonl"), "held_out": 0.1, "warm_start": 0.2}
     found = survey(resolve({"data": {**data, "malformed": "skip"}, "model": {"base": {}}}), codec)

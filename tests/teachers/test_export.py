@@ -92,6 +92,9 @@ def test_the_card_tells_teacher_prompt_counts_recipe_and_license(finished: Run, 
 def test_what_cannot_be_exported(finished: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not complete"):
         export(tmp_path, finished.base, finished.folder / "recipe.yaml", "x", "jsonl", "mit")
+    with pytest.raises(UserError, match="holds no documents: name a stage that does"):
+        export(finished.base, finished.base, finished.folder / "recipe.yaml", str(tmp_path / "x"), "jsonl", "mit")
+    assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="no format 'csv'"):
         written(finished, tmp_path / "x", "csv")
 

@@ -298,5 +298,14 @@ def test_equal_questions_are_asked_once(make: Any, values: dict[str, Any]) -> No
 
 def test_a_reply_that_was_cut_is_told_from_a_whole_one(make: Any) -> None:
     with Loopback(lambda body: completion("It begins but", "length")) as server:
-        counts = make(server.url, "data.limit=1", "synthesize.attempts=2").synthesize().counts
-    assert (counts["fault_cut"], counts["raw"], counts["kept"], len(server.asked)) == (6, 3, 0, 6)
+        run = make(server.url, "data.limit=1", "synthesize.attempts=2")
+        with pytest.raises(UserError, match=r"not one thought came of the teacher's replies \(6 cut\)"):
+            run.synthesize()
+    assert len(server.asked) == 6
+    whole = iter([False, True, False, False, False])
+    answer = lambda body: completion("It begins but", "stop" if next(whole) else "length")  # noqa: E731
+    with Loopback(answer) as server:
+        counts = (
+            make(server.url, "data.limit=1", "synthesize.attempts=2", "synthesize.temperature=0.9").synthesize().counts
+        )
+    assert (counts["fault_cut"], counts["raw"], counts["kept"], len(server.asked)) == (4, 2, 1, 5)

@@ -68,10 +68,7 @@ class Examiner:
         assert self.config.answer is not None
         pattern, rows = re.compile(self.config.answer), []
         for a in answers:
-            gold_text = a.document.chunks[-1].text
-            if (gold := pattern.search(gold_text)) is None or gold.group(1) is None:
-                raise UserError(f"evaluate.answer does not match {gold_text!r} of document {a.document.id}")
-            text = self.codec.decode(a.ids)
+            text, right = self.codec.decode(a.ids), gold(self.config.answer, a.document)
             found = pattern.search(text)
             rows.append(
                 {
@@ -80,13 +77,21 @@ class Examiner:
                     "thought": None if a.thought is None else self.codec.decode(a.thought.ids),
                     "text": text,
                     "answer": found.group(1) if found else None,
-                    "gold": gold.group(1),
+                    "gold": right,
                     "oracle": records.oracle(a.document).get(len(a.document.chunks) - 1),
-                    "right": bool(found and found.group(1) == gold.group(1)),
+                    "right": bool(found and found.group(1) == right),
                     "known": a.document.meta.get("known"),
                 }
             )
         return rows
+
+
+def gold(pattern: str, document: ThoughtDocument) -> str:
+    """The answer that a document ends in. Raises UserError where the pattern does not match its last chunk."""
+    text = document.chunks[-1].text
+    if (found := re.search(pattern, text)) is None or found.group(1) is None:
+        raise UserError(f"evaluate.answer does not match {text!r} of document {document.id}")
+    return found.group(1)
 
 
 def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

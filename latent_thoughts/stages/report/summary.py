@@ -124,7 +124,7 @@ class Line:
         if not counts[0] or found.value in (0.0, 1.0):
             return found
         p, n = found.value, int(counts[0])
-        return Mean(p, math.sqrt(max(0.0, p * (1 - p)) / n), n, "answers")
+        return Mean(p, math.sqrt(max(0.0, p * (1 - p)) / max(1, n - 1)), n, "answers")
 
     def spent(self, *names: str) -> Mean | None:
         """Figures summed over everything this model cost: EM's iterations and their warm start included."""

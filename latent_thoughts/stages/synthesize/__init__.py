@@ -69,6 +69,14 @@ def synthesize(
         work = _Work(stage, prepared, splits, questions, writer, replies)
         _ask(config, work, approve)
         counts = work.finish()
+        if config.method == "latent_thoughts" and not counts["kept"]:
+            faults = {name.removeprefix("fault_"): n for name, n in counts.items() if name.startswith("fault_") and n}
+            named = ", ".join(f"{n} {name}" for name, n in faults.items()) or "no reply was a thought"
+            raise UserError(
+                f"not one thought came of the teacher's replies ({named}): read some in {store}, and raise "
+                "synthesize.max_tokens where they are cut, or change synthesize.prompts, the teacher or "
+                "synthesize.checks"
+            )
         used, prompt_tokens, completion_tokens = replies.spent()
         counts |= {"replies": used, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
         counts["cost"] = price(config.prices, prompt_tokens, completion_tokens)
@@ -231,7 +239,9 @@ def synthesize_given(
             tally.add(result.counts["repeated"])
             made |= result.shards
     if method == "oracle" and not counts["thoughts"]:
-        raise UserError("no document of the warm start has a thought: set data.thought, and data.warm_start above 0")
+        if not units:
+            raise UserError("the warm start has no documents: raise data.warm_start, or lower data.held_out")
+        raise UserError("no document of the warm start has a thought: set data.thought to the column that holds them")
     return stage.close(list(units), dict(counts) | tally.counts("thoughts"), made, base=inputs["prepare"].base)
 
 

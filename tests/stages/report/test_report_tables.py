@@ -50,7 +50,7 @@ def test_costs_of_em_count_from_the_warm_start_on(tmp_path: Path) -> None:
 
 def test_the_same_row_twice_counts_once(tmp_path: Path) -> None:
     line = results(tmp_path, [em_row(accuracy=0.5), em_row(accuracy=0.5)]).main("em")[-1]
-    assert line.mean("accuracy") == summary.Mean(0.5, 0.05, 100, "answers")
+    assert line.mean("accuracy") == summary.Mean(0.5, math.sqrt(0.25 / 99), 100, "answers")
 
 
 def test_lines_of_the_table(tmp_path: Path) -> None:
