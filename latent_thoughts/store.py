@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -48,29 +49,33 @@ def stage_key(stage: str, config: Any, inputs: dict[str, Manifest] | None = None
 
 
 class Stage:
-    """One stage's folder: claims it for a key, collects shards, and closes it with a manifest."""
+    """One stage's folder: claims it for a key, collects shards, and closes it with a manifest.
 
-    def __init__(self, folder: Path, name: str, key: str):
+    What lies there under another key is set aside, and comes back with its key; so do the folders beside it that are
+    `about` what it holds.
+    """
+
+    def __init__(self, folder: Path, name: str, key: str, about: Sequence[str] = ()):
         self.folder, self.name, self.key = folder, name, key
-        self._claim()
+        self._claim([folder.with_name(other) for other in about])
 
-    def _claim(self) -> None:
+    def _claim(self, about: list[Path]) -> None:
         marker = self.folder / "stage.json"
-        note = self.folder.with_name(f".{self.folder.name}.moving.json")
         if remote(self.folder):
-            transfer.settle(note, "manifest.json")
+            for path in (*about, self.folder):
+                transfer.settle(_note(path), "manifest.json")
         if self.folder.exists() and any(not places.unfinished(path) for path in self.folder.iterdir()):
             owner = read_marker(self.folder)["key"] if marker.exists() else "unmarked"
             inside(self.folder, str(owner))  # becomes a part of a name
             if owner != self.key:
-                transfer.move(self.folder, _free(self._aside(owner)), note, "manifest.json")
-        if not marker.exists() and self._aside(self.key).exists():
-            transfer.move(self._aside(self.key), self.folder, note, "manifest.json")
+                for path in (*about, self.folder):  # last, so that a killed process leaves nothing about another's
+                    _move(path, _free(_aside(path, owner)))
+        if not marker.exists() and _aside(self.folder, self.key).exists():
+            for path in (self.folder, *about):
+                if not path.exists() or path == self.folder:
+                    _move(_aside(path, self.key), path)
         if not marker.exists():
             write_sealed(marker, {"stage": self.name, "key": self.key})
-
-    def _aside(self, key: str) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.{key[:12]}")
 
     @property
     def manifest(self) -> Manifest | None:
@@ -190,6 +195,20 @@ class Journal:
         """Once what it holds stands in a shard."""
         for path in self._files():
             path.unlink()
+
+
+def _aside(path: Path, key: str) -> Path:
+    return path.with_name(f"{path.name}.{key[:12]}")
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.moving.json")
+
+
+def _move(source: Path, target: Path) -> None:
+    """Nothing where there is nothing. (Of the two names the one without a key says where the note lies.)"""
+    if source.exists():
+        transfer.move(source, target, _note(min(source, target, key=lambda p: len(p.name))), "manifest.json")
 
 
 def _free(path: Path) -> Path:

@@ -171,6 +171,21 @@ def test_another_keys_folder_is_set_aside_and_comes_back(anywhere: Path) -> None
     assert names(anywhere) == {"s", "s." + "k" * 12}
 
 
+def test_what_is_about_a_folder_goes_aside_and_comes_back_with_it(anywhere: Path) -> None:
+    def claimed(key: str) -> set[str]:
+        Stage(anywhere / "train", "train", key * 64, about=("evaluate", "tasks"))
+        return names(anywhere)
+
+    assert claimed("k") == {"train"}
+    complete(anywhere / "train", "k" * 64)
+    found = complete(anywhere / "evaluate", "e" * 64)
+    assert claimed("k") == {"train", "evaluate"}
+    assert claimed("l") == {"train", "train." + "k" * 12, "evaluate." + "k" * 12}
+    complete(anywhere / "tasks" / "gsm8k", "t" * 64)
+    assert claimed("k") == {"train", "train." + "l" * 12, "evaluate", "tasks." + "l" * 12}
+    assert Stage(anywhere / "evaluate", "x", "e" * 64).manifest == found
+
+
 def test_an_unfinished_folder_comes_back_with_its_shards(anywhere: Path) -> None:
     Stage(anywhere / "s", "x", "k").write("a.parquet", [{"n": 1}], SCHEMA, {"done": 1})
     Stage(anywhere / "s", "x", "l")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from latent_thoughts.config.evaluate import how
-from latent_thoughts.places import below
+from latent_thoughts.places import below, relative
 from latent_thoughts.stages.evaluate import statistics
 from latent_thoughts.stages.evaluate.likelihood import NATS_PER_BIT
 from latent_thoughts.stages.evaluate.statistics import Difference
@@ -116,10 +116,16 @@ def _costs(shard: Path) -> dict[tuple[str, int, str], Cost]:
 
 
 def _evaluated(folder: Path) -> list[Path]:
-    """The complete stages in a folder that asked a task or scored held-out text; not those set aside (NAME.KEY)."""
+    """The complete stages in a folder that asked a task or scored held-out text; not those set aside (NAME.KEY), by
+    themselves or with their model."""
     evaluated = re.compile(r"samples\.parquet|likelihood-\d+\.parquet")
     stages = dict.fromkeys(path.parent for path in below(folder) if evaluated.fullmatch(path.name))
-    return [s for s in stages if (s / "manifest.json").exists() and (s == folder or "." not in s.name)]
+    gone = re.compile(r"/(tasks|fine_tune)\.[^/]*/|/[^/]*\.[^/]*$")
+    return [
+        s
+        for s in stages
+        if (s / "manifest.json").exists() and (s == folder or not gone.search(f"/{relative(s, folder)}"))
+    ]
 
 
 def _model_of(stage: Path) -> Path:

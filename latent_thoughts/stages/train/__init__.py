@@ -41,6 +41,8 @@ from latent_thoughts.types import Interrupted, Manifest, UserError
 
 __all__ = ["Source", "train"]
 
+ABOUT = ("evaluate", "tasks", "fine_tune")  # what is found out about a model, beside it
+
 
 def train(
     config: Train,
@@ -75,7 +77,7 @@ def train(
             stack.enter_context(sent_to(lambda _: None))
         with all_or_none(ranks):
             if ranks.main:
-                Stage(folder, "train", key)
+                Stage(folder, "train", key, about=ABOUT)
         work, done = bench(folder), (folder / "manifest.json").exists()
         with all_or_none(ranks):
             if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
