@@ -106,6 +106,7 @@ def _from_config(config: Model, vocabulary: int) -> Any:
     settings = {"model_type": "llama", "bos_token_id": None, "eos_token_id": None, **config.base}
     try:
         hf_config = AutoConfig.for_model(**{**settings, "vocab_size": vocabulary})
+        _write_from_left_to_right(hf_config)
         return AutoModelForCausalLM.from_config(
             hf_config, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
@@ -147,7 +148,14 @@ def _load_pretrained(config: Model) -> Any:
         )
     except (OSError, ValueError) as error:
         raise _told(config.base, error, f"cannot load model {config.base}", _pickled(config, where, error)) from None
+    _write_from_left_to_right(model.config)
     return _plain(model) if "gguf_file" in where else model
+
+
+def _write_from_left_to_right(hf_config: Any) -> None:
+    """BERT and its like look both ways unless their configuration says that they decode; what is exported says it."""
+    if getattr(hf_config, "is_decoder", None) is False and not hf_config.is_encoder_decoder:
+        hf_config.is_decoder = True
 
 
 def _plain(model: Any) -> Any:

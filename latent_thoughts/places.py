@@ -163,11 +163,19 @@ def seekable(path: Path) -> Any:
 
 
 def below(path: Path) -> list[Path]:
-    """The file itself, or all files of a folder, sorted."""
+    """The file itself, or all files of a folder, sorted. Raises OSError for a folder in it that cannot be read."""
     if remote(path):
         fs(path).invalidate_cache()  # hf keeps listings for itself
         return [_at(path, name) for name in sorted(fs(path).find(key(path)))]
-    return sorted(p for p in [path, *path.rglob("*")] if p.is_file())
+    if path.is_file():
+        return [path]
+    found = (Path(folder, name) for folder, _, names in os.walk(path, onerror=_raised) for name in names)
+    return sorted(p for p in found if p.is_file())
+
+
+def _raised(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # as of a folder that is not there
+        raise error
 
 
 def matching(pattern: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from latent_thoughts import model as models
 from latent_thoughts.config import Model
@@ -100,6 +101,21 @@ def test_exported_folder_is_plain_transformers(base: Path) -> None:
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     assert (base.parent / "out" / "model.safetensors").exists()
     assert controls_of(AutoTokenizer.from_pretrained(base.parent / "out"))
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_bert_is_exported_as_it_was_trained_from_left_to_right(tmp_path: Path, pretrained: bool) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Model(base={"model_type": "bert", **shape}, tokenizer="world")
+    if pretrained:
+        found = AutoConfig.for_model("bert", vocab_size=30, **shape)
+        models.save(AutoModelForCausalLM.from_config(found), word_tokenizer(WORDS), tmp_path / "bert")
+        config = Model(base=str(tmp_path / "bert"))
+    model, tokenizer, _ = models.load_base(config, "world:castle", 0, 0)
+    models.save(model, tokenizer, tmp_path / "model")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    one, other = (again(torch.tensor([[3, 4, 5, last]])).logits[0, :3] for last in (6, 9))
+    assert torch.equal(one, other)
 
 
 def test_mistakes_are_named(base: Path, tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from latent_thoughts import places
 from latent_thoughts.config import resolve
-from latent_thoughts.places import place
+from latent_thoughts.places import below, place
 from latent_thoughts.types import UserError
 from tests.s3 import Store
 
@@ -65,6 +67,23 @@ def test_other_urls_are_not(url: str) -> None:
 def test_a_name_that_libraries_take_for_another_is_refused(name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         place(name)
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.md").write_text("a")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.md").write_text("b")
+    assert [path.name for path in below(tmp_path)] == ["a.md", "b.md"] and below(tmp_path / "nothing") == []
+    scan = os.scandir
+
+    def kept(path: Path) -> Any:
+        if Path(path).name == "more":  # root may read everything
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", kept)
+    with pytest.raises(PermissionError):
+        below(tmp_path)
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

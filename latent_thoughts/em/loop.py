@@ -81,8 +81,10 @@ class Loop:
         if made.counts.get("left_out_share") == 1 and not (mix.warm_start or mix.raw):
             raise NoThoughts(f"{folder}: none of {draws:,} thoughts was accepted, and em.mix has nothing beside them")
         if mix.thoughts and made.counts.get("left_out_share") == 1:
-            told = f"none of {draws:,} thoughts was accepted, so that this M-step is the warm start's again"
-            print(f"latent-thoughts: {folder}: {told}", file=sys.stderr)
+            print(
+                f"latent-thoughts: {folder}: none of {draws:,} thoughts was accepted: no new one is trained on",
+                file=sys.stderr,
+            )
         return made
 
     def _settings(self) -> Sample:

@@ -119,8 +119,8 @@ def end_now(pool: ProcessPoolExecutor) -> None:
 
 def _start_server() -> None:
     """Starts what workers are forked from, which else Ctrl-C would end with a traceback while it imports."""
-    if threading.current_thread() is not threading.main_thread():
-        return
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        return  # where Python has no say in it
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
