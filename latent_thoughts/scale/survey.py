@@ -17,7 +17,7 @@ from latent_thoughts.data import chunking, readers, worlds
 from latent_thoughts.data.records import DOCUMENTS, document_row, oracle
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.places import opened, seekable
-from latent_thoughts.stages.prepare import SPLITS, split_of
+from latent_thoughts.stages.prepare import SPLITS, Seen, split_of
 from latent_thoughts.types import ThoughtDocument, UserError
 
 MOST = 1000  # documents that are read
@@ -84,16 +84,15 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
     """Reads, cuts and tokenises the first documents. Raises UserError for a source that holds none."""
     seed = recipe.seed if recipe.data.world.seed is None else recipe.data.world.seed
     splits = {name: Split() for name in SPLITS}
-    rows, tokens, known, seen = [], 0, False, set[str]()
+    rows, tokens, known, seen = [], 0, False, Seen()
     for data in recipe.data.parts:
         read, looked = Counter[str](), 0
         most = None if data.held_out == 1 else MOST  # what is held out apart is read whole
         for document in itertools.islice(readers.read(data, seed, lambda _: None), most):
             looked += 1
-            if "split" not in document.meta:  # a world's recur
-                if document.text in seen:
-                    continue
-                seen.add(document.text)
+            split = split_of(document, data)
+            if seen.new(document, split) is None:
+                continue
             try:
                 prepared = chunking.chunked(document, recipe.chunking, codec)
             except UserError:
@@ -104,7 +103,6 @@ def survey(recipe: Recipe, codec: Codec) -> Survey:
                 continue
             known |= bool(oracle(prepared))
             size = sum(len(chunk.ids) for chunk in prepared.chunks)
-            split = split_of(document, data)
             splits[split].add(size, list(_pieces(prepared, recipe, codec)))
             read[split], tokens = read[split] + 1, tokens + size
             rows.append(document_row(prepared))

@@ -105,7 +105,7 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
             names = f"{', '.join(left[:3])}{f' and {len(left) - 3:,} more' if len(left) > 3 else ''}"
             why = "in a folder that holds JSONL or Parquet nothing else is read (data.format)"
             print(f"latent-thoughts: {data.source}: {names} left out: {why}", file=sys.stderr)
-    seen = _Seen()
+    seen = Seen()
     with track("read", float("inf"), "documents") as advance:
         for data, found in _documents(recipe, lambda m: _note(counts, [m])):
             split = split_of(found, data)
@@ -126,7 +126,7 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     return told
 
 
-class _Seen:
+class Seen:
     """The texts and names of the documents so far, as hashes of 16 bytes: a corpus may be large.
 
     The names that readers give, hashes of the texts, are not kept.

@@ -263,6 +263,17 @@ def test_what_prepare_leaves_out_as_malformed_is_not_planned(tmp_path: Path) -> 
         survey(resolve({"data": data, "model": {"base": {}}}), codec)
 
 
+def test_a_question_with_two_solutions_is_two_documents_of_the_warm_start(tmp_path: Path) -> None:
+    """As in prepare, which drops what repeats text and thought."""
+    walk = {"q": "dee starts in cellar . ", "a": "so dee ends in den ."}
+    lines = [{**walk, "z": thought} for thought in ("east den ", "west den ", "east den ")]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"source": str(tmp_path / "few.jsonl"), "pieces": ["{q}", "{a}"], "thought": "{z}", "held_out": 0}
+    codec = Codec(models.base_tokenizer(load_recipe(RECIPES / "castle.yaml").model, "world:castle", 0))
+    found = survey(resolve({"data": {**data, "warm_start": 1.0}, "model": {"base": {}}}), codec)
+    assert found.splits["warm_start"].documents == 2
+
+
 def test_what_is_not_at_hand_must_be_told(tmp_path: Path) -> None:
     told = {"plan": {"documents": 10, "tokens": 100}, "model": {"base": str(tmp_path / "nothing")}}
     with pytest.raises(UserError, match=r"nothing.*plan\.model"):
