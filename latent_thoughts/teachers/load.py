@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from latent_thoughts import model as models
+from latent_thoughts.bases import path_of
 from latent_thoughts.config.synthesize import Synthesize
 from latent_thoughts.places import below, place, remote, version
 from latent_thoughts.store import fingerprint
@@ -18,7 +18,7 @@ def model_name(config: Synthesize) -> str:
     assert name is not None
     if config.teacher.kind in ("openai", "openai_batch"):
         return name
-    files = below(place(name if remote(place(name)) else models.path_of(name)))
+    files = below(place(name if remote(place(name)) else path_of(name)))
     return f"{name}@{fingerprint([version(file) for file in files])[:12]}" if files else name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from latent_thoughts import model as models
+from latent_thoughts.bases import path_of
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.engines.vllm_engine import imported, whole_prompts
 from latent_thoughts.teachers.base import Answers, Completion, Request, too_long
@@ -18,7 +18,7 @@ class VllmTeacher:
         self.parameters, self.extra, self.window = vllm.SamplingParams, config.parameters, config.window
         self.in_hand = WAVE * config.concurrency
         self.llm = vllm.LLM(
-            models.path_of(str(config.model)),
+            path_of(str(config.model)),
             dtype=config.dtype,
             max_model_len=config.window,
             max_num_seqs=config.concurrency,

