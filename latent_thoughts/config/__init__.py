@@ -14,8 +14,6 @@ from latent_thoughts.config.base import (
     Positive,
     Section,
     Seed,
-    Share,
-    Weight,
     nested,
     parse,
     read_yaml,
@@ -24,11 +22,17 @@ from latent_thoughts.config.base import (
 from latent_thoughts.config.base import Dumper as Dumper
 from latent_thoughts.config.data import Chunking, Data
 from latent_thoughts.config.data import World as World
+from latent_thoughts.config.em import EM
 from latent_thoughts.config.evaluate import Benchmark as Benchmark
 from latent_thoughts.config.evaluate import Evaluate
 from latent_thoughts.config.evaluate import FineTune as FineTune
 from latent_thoughts.config.executor import Executor
+from latent_thoughts.config.sample import OWN_RAW_MODEL as OWN_RAW_MODEL
+from latent_thoughts.config.sample import PRESETS as PRESETS
+from latent_thoughts.config.sample import Sample
 from latent_thoughts.config.synthesize import Contamination, Synthesize
+from latent_thoughts.config.train import BUDGETS as BUDGETS
+from latent_thoughts.config.train import Train
 from latent_thoughts.places import holds_keys
 from latent_thoughts.types import UserError
 
@@ -59,155 +63,6 @@ class Engine(Section):
     vllm_parallel: Positive = 1  # GPUs that one vllm spreads its model over (tensor parallel)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"k": 4, "last_k": None, "posterior_share": 1.0, "temperature": [1.0, 1.0], "accept": "all",
-              "rejected": "raw"},
-    "default": {"k": 16, "last_k": None, "posterior_share": 0.5, "temperature": [2.0, 1.0], "accept": "gain",
-                "rejected": "skip"},
-}  # fmt: skip
-OWN_RAW_MODEL = "raw"  # sample.raw_model: a model of the run's own documents as text alone
-
-
-class Sample(Section):
-    """The E-step (method, section 5). A preset gives the values that are not set."""
-
-    preset: Literal["paper", "default"] = "default"
-    k: Positive = 16
-    last_k: Positive | None = None  # at the last iteration, if another number
-    posterior_share: Share = 0.5  # of the proposal; the rest are draws from the prior
-    temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (2.0, 1.0)
-    accept: Literal["gain", "all"] = "gain"
-    margin: float = 0.0  # nats a chosen thought must gain
-    choose: Literal["resample", "best", "uniform"] = "resample"
-    keep: Positive = 1  # thoughts chosen a chunk, all different; training takes them in turn, one a visit
-    rejected: Literal["skip", "raw"] = "skip"  # a document with a chunk of which no thought is kept
-    max_thought_tokens: Positive = 1024
-    context_chunks: Positive = 3
-    max_tokens: Positive = 2048  # context + thought + chunk + control tokens
-    raw_model: str | None = None  # gains are over its log p(x | c): a train stage of raw text; raw: made in the run
-    max_gap: float = 1.0  # nats a thought; sampler and scorer that disagree by more stop the run
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        name = values.get("preset", "default")
-        return {**(PRESETS.get(name, {}) if isinstance(name, str) else {}), **values}
-
-    def temperature_at(self, iteration: int, iterations: int) -> float:
-        """Linear from the first value at iteration 1 to the second at the last one."""
-        return _between(*self.temperature, iteration, iterations)
-
-    def k_at(self, iteration: int, iterations: int) -> int:
-        """Linear from `k` at iteration 1 to `last_k` at the last one."""
-        return round(_between(self.k, self.last_k or self.k, iteration, iterations))
-
-
-def _between(first: float, last: float, iteration: int, iterations: int) -> float:
-    share = (iteration - 1) / max(1, iterations - 1)
-    return first + (last - first) * min(1.0, max(0.0, share))
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
-
-
-class Train(Section):
-    """The M-step. Exactly one of steps, tokens, raw_tokens and epochs is the budget."""
-
-    steps: Positive | None = None
-    tokens: Positive | None = None
-    raw_tokens: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    layout: Literal["mixed", "prior", "posterior", "raw", "thoughts"] = "mixed"
-    posterior_share: Share = 0.5  # probability of the posterior form, in the mixed layout
-    raw_share: Share = 0.0  # probability that a visit takes the raw layout
-    raw_chunks: Share = 0.0  # else, that a chunk does: what follows it sees raw text, as the E-step's contexts are
-    loss_on: Literal["all", "targets"] = "all"  # targets: thoughts and the chunks they are meant for
-    sequence_length: Annotated[int, Field(ge=2)] = 2048
-    rows: Positive = 8  # sequences in a batch
-    micro_rows: Positive | None = None  # sequences in a forward pass of a process; default: all that it has
-    workers: Annotated[int, Field(ge=0)] = 0  # processes that lay batches out ahead
-    logits: Positive | None = None  # held at a time (positions x vocabulary); default: 2**24, on a GPU 2**27
-    checkpoint_activations: bool = False  # less memory, a third more work
-    compile: Literal["blocks", "whole"] | None = None  # every block by torch.compile; on a CPU all of a small model
-    shard: Literal["full", "hybrid"] = "full"  # under torchrun: over all processes, or within each machine
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest, experts among it
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    muon_lr: Annotated[float, Field(gt=0)] = 0.02
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    weight_decay: Weight = 0.01
-    clip: Weight = 1.0  # norm of the gradient that is not exceeded; 0: none
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    decay_share: Share = 0.2  # of a wsd run
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    dropout: Share = 0.0  # besides the model's own, of which GPT-2 and OPT have 0.1
-    ema: Decay = 0.0  # decay of averaged weights, which are then exported; 0: none
-    spike: Annotated[float, Field(gt=0)] = 4.0  # nats a token that a loss may exceed the last 50; more stops the run
-    held_out: Annotated[int, Field(ge=0)] = 0  # documents whose loss is taken at every checkpoint
-    checkpoint_steps: Positive = 500
-    keep: Positive = 1  # checkpoints, besides the one with the lowest held-out loss
-    export: Literal["last", "best"] = "last"  # which of them becomes the model
-    log_steps: Positive = 20
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # besides metrics.jsonl
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Train:
-        given = [n for n in BUDGETS if getattr(self, n) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of steps, tokens, raw_tokens and epochs, not {' and '.join(given)}")
-        if self.export == "best" and not self.held_out:
-            raise ValueError("export: best needs held_out documents to tell which is best")
-        return self
-
-    @property
-    def budget(self) -> tuple[str, float]:
-        for name in BUDGETS:
-            if (value := getattr(self, name)) is not None:
-                return name, float(value)
-        return "epochs", 1.0
-
-    def with_budget(self, name: str, amount: float) -> Train:
-        cleared = dict.fromkeys(BUDGETS)
-        return self.model_copy(update={**cleared, name: amount})
-
-
-class Mix(Section):
-    """What an M-step trains on: how often a document of each source is visited, in the mean, an epoch."""
-
-    warm_start: Weight = 1.0  # the warm start's documents with their thoughts
-    thoughts: Weight = 1.0  # the corpus with the E-step's thoughts
-    raw: Weight = 0.0  # the corpus without thoughts
-
-    @model_validator(mode="after")
-    def _something(self) -> Mix:
-        if not self.warm_start + self.thoughts + self.raw:
-            raise ValueError("an M-step needs documents: give warm_start, thoughts or raw a weight above 0")
-        return self
-
-
-Baseline = Literal[
-    "raw", "raw_tokens", "raw_flops", "raw_repeat", "raw_fresh", "wrap_baseline", "wrap_cot", "warm_start_matched",
-    "em_paper", "oracle",
-]  # fmt: skip
-VARIED = ("sample", "train", "em", "engine")  # what an EM run may have of its own: all that comes after the warm start
-SHARED = {"warm_start", "baselines", "samples", "variants"}  # what of `em` is none of a variant's
-
-
-class EM(Section):
-    """The outer loop (method, section 6)."""
-
-    iterations: Annotated[int, Field(ge=0)] = 4
-    regime: Literal["fixed", "continual"] = "fixed"
-    mix: Mix = Mix()
-    warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
-    raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
-    baselines: list[Baseline] = ["raw_tokens"]
-    samples: list[Positive] = []  # further EM runs with these K, by `sample` and by the paper's preset
-    variants: dict[str, dict[str, Any]] = {}  # further EM runs with other settings: {NAME: {sample: {keep: 4}}}
-
-
 class Plan(Section):
     """What `latent-thoughts plan` is told, and what it assumes where it cannot know."""
 
@@ -220,6 +75,10 @@ class Plan(Section):
     chunk_tokens: Positive = 180  # of such a corpus: eight sentences
     thought_ratio: Annotated[float, Field(gt=0)] = 2.3  # thought tokens a raw token, where none are known (the paper's)
     model: dict[str, Any] | None = None  # the shape of a base model that is not at hand, as in model.base
+
+
+VARIED = ("sample", "train", "em", "engine")  # what an EM run may have of its own: all that comes after the warm start
+SHARED = {"warm_start", "baselines", "samples", "variants"}  # what of `em` is none of a variant's
 
 
 class Recipe(Section):
