@@ -61,12 +61,15 @@ def give_freed_memory_back() -> None:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether torch found no memory, a GPU's or this machine's."""
-    import torch
+    """Whether no memory was found, a GPU's or this machine's."""
+    torch = sys.modules.get("torch")  # not loaded for an error that cannot be its own
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
+
+def out_of_threads(error: BaseException) -> bool:
+    """Whether the system let this process start no thread: Python has no error of its own for it."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def give_gpu_memory_back() -> None:

@@ -49,6 +49,26 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         assert name.parameter.help, f"{verb} does not say what {name.name} is"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "out of memory"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+    ],
+)
+def test_the_machines_limits_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    assert call(monkeypatch, "em") == 1
+    line = capsys.readouterr().err
+    assert said in line and "run the same command again" in line and line.count("\n") == 1
+
+
 def test_libraries_show_no_bars_of_their_own() -> None:
     """Such as that of transformers for a GGUF file, which is tqdm's as it is."""
     program = "import contextlib; from latent_thoughts.cli import main\n"

@@ -33,7 +33,7 @@ def main() -> None:
     try:
         app()
     except (UserError, *places.errors()) as error:
-        _end(_no_space(error) or " ".join(str(error).split()))
+        _end(_no_room(error) or " ".join(str(error).split()))
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
             command = shlex.join(["latent-thoughts", *sys.argv[1:]])
@@ -44,22 +44,26 @@ def main() -> None:
         print("latent-thoughts: stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:  # torch's of a checkpoint is no Exception
-        if isinstance(error, SystemExit) or not (line := _no_space(error)):
+        if isinstance(error, SystemExit) or not (line := _no_room(error)):
             raise
         _end(line)
 
 
-def _no_space(error: BaseException) -> str | None:
-    """What to say where an error comes of a full disk, else None."""
+def _no_room(error: BaseException) -> str | None:
+    """What to say where an error comes of a full disk, of no memory or of the system's limits, else None."""
     from latent_thoughts.files import out_of_space
+    from latent_thoughts.machine import out_of_memory, out_of_threads
 
-    if not out_of_space(error):
+    if out_of_space(error):
+        named = getattr(error, "filename", None)
+        trouble = f"no space left to write{f' {named}' if named else ''}: make room"
+    elif out_of_threads(error):
+        trouble = "the system lets this process start no more threads: raise its limits (ulimit -u, ulimit -v)"
+    elif out_of_memory(error):
+        trouble = "out of memory: free some, or use a machine with more"
+    else:
         return None
-    named = getattr(error, "filename", None)
-    return (
-        f"no space left to write{f' {named}' if named else ''}: make room and run the same command again; "
-        "what is finished is kept"
-    )
+    return f"{trouble} and run the same command again; what is finished is kept"
 
 
 def _end(line: str) -> None:

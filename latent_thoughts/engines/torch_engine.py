@@ -49,7 +49,7 @@ class TorchEngine:
                 for work in Schedule(self.passes, self.limits, todo).run():
                     yield work.index, work.result
                     self._tidy()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 self._halve(error)
@@ -61,9 +61,10 @@ class TorchEngine:
             give_freed_memory_back()
             self.tidied = time.monotonic()
 
-    def _halve(self, error: RuntimeError) -> None:
+    def _halve(self, error: Exception) -> None:
         if self.limits.sequences == 1:
-            raise UserError(f"not enough memory for a single sequence: {str(error).splitlines()[0]}") from None
+            first = " ".join(str(error).splitlines()[:1])
+            raise UserError(f"not enough memory for a single sequence: {first}") from None
         self.limits = self.limits.halved()
         if self.passes.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -242,7 +242,7 @@ def _step(trainer: Trainer, batch: loader.Batch, rate: float, folder: Path) -> d
     except Diverged as error:
         _save_batch(error, trainer, folder)
         raise
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         rows = trainer.config.micro_rows or trainer.config.rows // trainer.ranks.size
