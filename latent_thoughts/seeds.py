@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +45,37 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
     workers = min(len(seeds), cores(), len(names) or len(seeds))
     start = (events, context.Value("i", 0), workers, names)
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
-        values = recipe.model_dump()
-        jobs = [pool.submit(_run_seed, values, out / f"seed_{seed}", seed) for seed in seeds]
         try:
-            _show(jobs, events)
-            for job in jobs:
-                job.result()
-        except KeyboardInterrupt:
-            end_now(pool)
-            raise
+            _run_all(pool, recipe, out, seeds, workers, events)
         except BrokenProcessPool:
             raise UserError(
                 "a seed's process was killed (for want of memory?): what is finished is kept; run again to go on, with "
                 "fewer seeds at a time if it was memory"
             ) from None
+        except BaseException:  # of one seed, or Ctrl-C: nothing waits for what the others are at
+            end_now(pool)
+            raise
     _merge(out, seeds)
 
 
-def _show(jobs: list[Future[None]], events: Any) -> None:
+def _run_all(
+    pool: ProcessPoolExecutor, recipe: Recipe, out: Path, seeds: list[int], workers: int, events: Any
+) -> None:
+    """Shows what the seeds tell until all have ended. Raises the error of the first that fails."""
+    values, waiting, pending = recipe.model_dump(), iter(seeds), set[Future[None]]()
     with progress.Bars() as bars:
-        pending = set(jobs)
-        while pending:
+        while True:
+            # none ahead: a process that is to end would begin with what lies before it
+            for seed in islice(waiting, workers - len(pending)):
+                pending.add(pool.submit(_run_seed, values, out / f"seed_{seed}", seed))
+            if not pending:
+                return
             done, pending = wait(pending, timeout=0.2)
             while not events.empty():
                 seed, event = events.get()
                 bars.show(f"seed {seed}: ", event)
-            if any(job.exception() for job in done):
-                for job in pending:
-                    job.cancel()
-                return
+            for job in done:
+                job.result()
 
 
 def _run_seed(values: dict[str, Any], folder: Path, seed: int) -> None:
@@ -94,6 +97,7 @@ def _start(events: Any, numbers: Any, workers: int, names: list[str]) -> None:
 
     global _events
     _events = events
+    events.cancel_join_thread()  # an end that waits for somebody to read what is told would be none
     take_gpus(numbers, workers, names)
     live_with_driver()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from latent_thoughts import seeds
 from latent_thoughts.config import Recipe, resolve
+from latent_thoughts.progress import Event
 from latent_thoughts.store import write_json
 from latent_thoughts.types import UserError
 
@@ -53,6 +55,21 @@ def test_a_killed_seed_is_one_line(recipe: Recipe, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(seeds, "_run_seed", killed)
     with pytest.raises(UserError, match="a seed's process was killed"):
         seeds.run(recipe, tmp_path, NAMES)
+
+
+def failing(values: dict[str, Any], folder: Path, seed: int) -> None:
+    """One seed fails, the others would go on without end and tell more of it than a pipe holds."""
+    if seed == NAMES[0]:
+        raise UserError("no document is held out")
+    while True:
+        seeds._events.put((seed, Event("train", 1, 2, "steps", "loss 1 " * 100)))
+
+
+def test_a_failing_seed_ends_the_others(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeds, "_run_seed", failing)
+    with pytest.raises(UserError, match="no document is held out"):
+        seeds.run(recipe, tmp_path, NAMES)
+    assert not multiprocessing.active_children()
 
 
 def test_what_ended_is_told_of_every_seed(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from latent_thoughts.machine import cores, without_main
 from latent_thoughts.types import UserError
 
 
+SAVING = 10.0  # seconds that a worker which is told to end has for it
+
+
 def alone(work: Work, units: Mapping[str, float], told: Told) -> Iterator[Result]:
     with contextlib.closing(Opened(work)) as opened:
         for unit, size in units.items():
@@ -111,10 +114,13 @@ def live_with_driver() -> None:
 
 
 def end_now(pool: ProcessPoolExecutor) -> None:
-    """Where a driver is interrupted, nothing waits for what its workers are at."""
+    """Where a driver is interrupted, nothing waits for what its workers are at, but for a checkpoint being saved."""
     pool.shutdown(wait=False, cancel_futures=True)
-    for worker in multiprocessing.active_children():
+    workers = multiprocessing.active_children()
+    for worker in workers:
         worker.terminate()
+    for worker in workers:
+        worker.join(SAVING)
 
 
 def _start_server() -> None:
