@@ -58,9 +58,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
     _merge(out, seeds)
 
 
-def _run_all(
-    pool: ProcessPoolExecutor, recipe: Recipe, out: Path, seeds: list[int], workers: int, events: Any
-) -> None:
+def _run_all(pool: ProcessPoolExecutor, recipe: Recipe, out: Path, seeds: list[int], workers: int, events: Any) -> None:
     """Shows what the seeds tell until all have ended. Raises the error of the first that fails."""
     values, waiting, pending = recipe.model_dump(), iter(seeds), set[Future[None]]()
     with progress.Bars() as bars:

@@ -67,6 +67,7 @@ POSTERIORS = pa.schema(
         ("ess", pa.float64()),
         ("distinct", pa.int32()),
         ("chosen", pa.int32()),
+        ("kept", pa.list_(pa.int32())),
         ("raw_logprob", pa.float64()),
     ]
 )
@@ -149,5 +150,6 @@ def posterior_row(posterior: Posterior, decode: Callable[[Sequence[int]], str]) 
         "ess": weights.effective_sample_size(posterior.log_weights),
         "distinct": len({d.draw.ids for d in posterior.draws if d.draw.finished}),
         "chosen": posterior.chosen,
+        "kept": posterior.kept,
         "raw_logprob": posterior.raw_logprob,
     }

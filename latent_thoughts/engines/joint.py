@@ -94,9 +94,22 @@ def infer(
 
 def raw_logprobs(engine: Engine, batch: Sequence[Task], controls: Controls) -> list[float]:
     """log p(x | c) of raw text, nats, one a task."""
-    requests = [ScoreRequest(format.raw_prompt(controls, task.context), (task.chunk.ids,)) for task in batch]
+    return likelihoods(
+        engine, [ScoreRequest(format.raw_prompt(controls, task.context), (task.chunk.ids,)) for task in batch]
+    )
+
+
+def likelihoods(engine: Engine, requests: Sequence[ScoreRequest]) -> list[float]:
+    """The log-probability of every request's one continuation, nats. Raises ValueError for one that is not finite."""
     answers = ask(engine, [Scoring((request,)) for request in requests])
-    return [float(answer[0][0].sum()) for answer in answers]
+    return [_finite(float(answer[0][0].sum())) for answer in answers]
+
+
+def _finite(logprob: float) -> float:
+    """A failed score is an error: NaN would pass for a thought that does not pay, and for one that fails no limit."""
+    if not np.isfinite(logprob):
+        raise ValueError(f"a text has no finite score but {logprob}: the model is broken")
+    return logprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +149,7 @@ class Step:
         sampled = yield Sampling(tuple(requests), how)
         names = (POSTERIOR, PRIOR)
         drawn = [(name, draw) for name, found in zip(names, sampled, strict=False) for draw in found.draws]
-        return drawn, float(sampled[0].scores.sum())
+        return drawn, _finite(float(sampled[0].scores.sum()))
 
     def weigh(self, task: Task, drawn: Sequence[Drawn], raw_logprob: float) -> Generator[Any, Any, Posterior]:
         """Scores every distinct finished thought once under both forms, weighs and chooses.

@@ -111,7 +111,9 @@ class Schedule:
     ) -> None:
         """Queues what of the item begins at `start`, and then the next piece. (A closure that called itself would be
         a cycle, and spans would live until the collector comes.)"""
-        size = max(1, min(self.limits.pass_tokens, self.limits.logits // self.passes.vocabulary - 1))
+        size = self.limits.pass_tokens
+        if item.targets:  # the others ask for no logits, or for one row
+            size = max(1, min(size, self.limits.logits // self.passes.vocabulary - 1))
         stop = min(start + size, len(item.ids))
         first, last = (min(max(at - item.at, 0), len(item.targets)) for at in (start, stop))
         whole = stop == len(item.ids)

@@ -23,6 +23,7 @@ from latent_thoughts.machine import give_freed_memory_back, out_of_memory
 from latent_thoughts.types import UserError
 
 TIDY = 10.0  # seconds
+LEAST = 64  # tokens of a pass below which less in hand saves next to nothing
 
 
 class TorchEngine:
@@ -62,7 +63,7 @@ class TorchEngine:
             self.tidied = time.monotonic()
 
     def _halve(self, error: Exception) -> None:
-        if self.limits.sequences == 1:
+        if self.limits.sequences == 1 and self.limits.pass_tokens <= LEAST:
             first = " ".join(str(error).splitlines()[:1])
             raise UserError(f"not enough memory for a single sequence: {first}") from None
         self.limits = self.limits.halved()

@@ -23,7 +23,6 @@ from latent_thoughts.executors.work import Opened, Result, Told, Work
 from latent_thoughts.machine import cores, without_main
 from latent_thoughts.types import UserError
 
-
 SAVING = 10.0  # seconds that a worker which is told to end has for it
 
 

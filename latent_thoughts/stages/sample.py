@@ -55,7 +55,8 @@ def sample(
         inputs["raw_model"] = read_manifest(raw_model)
     temperature = config.temperature_at(iteration, recipe.em.iterations)
     config = config.model_copy(update={"k": config.k_at(iteration, recipe.em.iterations)})
-    settings = config.model_dump(exclude={"preset", "last_k", "temperature", "raw_model"})
+    elsewhere = {"preset", "last_k", "temperature", "raw_model", "max_gap"}  # in the key, or without effect on results
+    settings = config.model_dump(exclude=elsewhere)
     engines = recipe.engine.model_dump(include={"kind", "scorer"})
     everything = [settings, temperature, iteration, recipe.seed, recipe.model.dtype, slices, engines]
     everything += contamination.key(recipe.contamination)
@@ -202,7 +203,7 @@ class Worker:
         told = lambda posterior: each(posterior, share)  # noqa: E731
         found = infer(engine, todo, self.controls, self.config, self.seeds, self.temperature, told, self.raw)
         gaps = [p.gap for p in found if p.gap is not None]
-        if gaps and (gap := float(np.mean(gaps))) > self.config.max_gap:
+        if gaps and not (gap := float(np.mean(gaps))) <= self.config.max_gap:  # NaN among it
             raise UserError(f"sampler and scorer differ by {gap:.3g} nats a thought, more than sample.max_gap")
         return found
 
@@ -248,10 +249,6 @@ class Worker:
                 counts["gap"] += p.gap
                 counts["gap_chunks"] += 1
             counts["raw_logprob"] += p.raw_logprob
-            if finished:
-                counts["bound"] += weights.bound(p.log_weights)
-                counts["bound_raw_logprob"] += p.raw_logprob
-                counts["bound_tokens"] += tokens
             if p.chosen >= 0:
                 counts["gain"] += float(p.gains[p.chosen])
                 counts["gain_tokens"] += tokens
@@ -270,7 +267,6 @@ def health(totals: Mapping[str, float]) -> dict[str, float | None]:
     def mean(name: str, over: str) -> float | None:
         return totals.get(name, 0) / totals[over] if totals.get(over) else None
 
-    gain = totals.get("bound", 0.0) - totals.get("bound_raw_logprob", 0.0)
     return {
         "mean_ess": mean("ess", "chunks"),
         "mean_distinct": mean("distinct", "chunks"),
@@ -280,7 +276,6 @@ def health(totals: Mapping[str, float]) -> dict[str, float | None]:
         "accepted_share": mean("accepted", "chunks"),
         "left_out_share": mean("documents_left_out", "documents"),
         "gain_per_token": mean("gain", "gain_tokens"),
-        "bound_gain_per_token": gain / totals["bound_tokens"] if totals.get("bound_tokens") else None,
         "mean_gap": mean("gap", "gap_chunks"),
         "thought_correct_sampled": mean("oracle_right", "oracle_draws"),
         "thought_correct_chosen": mean("oracle_chosen_right", "oracle_chosen"),

@@ -100,7 +100,7 @@ def test_log_q_is_the_density_that_is_sampled(engine: ToyEngine, share: float, t
 
 
 def test_expected_bound_rises_with_k_and_stays_below_the_likelihood() -> None:
-    """E[L_K] over all tuples of draws, on an engine where every thought finishes."""
+    """E[L_K] over all tuples of independent draws of the mixture, on an engine where every thought finishes."""
     engine = ToyEngine(9, seed=5)
     never = [*CONTROLS.never_in_thoughts]
     engine.logits[:, CONTROLS.prior, never] = engine.logits[:, CONTROLS.posterior, never] = -1e9
@@ -187,6 +187,8 @@ def test_a_failed_score_is_an_error(engine: ToyEngine) -> None:
 
     with pytest.raises(ValueError, match="no finite score"):
         joint.infer(Failing(9), [TASK], CONTROLS, config(k=16), SEEDS, 1.0)
+    with pytest.raises(ValueError, match="no finite score"):  # else every thought would seem not to pay
+        joint.infer(engine, [TASK], CONTROLS, config(k=16), SEEDS, 1.0, raw=Failing(9))
 
 
 def test_context_is_truncated_once_from_the_left() -> None:

@@ -214,6 +214,22 @@ def test_out_of_memory_halves_the_limits_and_loses_nothing(
         sample(engine, asked, how(12))
 
 
+def test_a_pass_too_long_for_memory_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no fewer sequences can be in hand than one, their passes still can be shorter."""
+    asked = [SampleRequest((1, 2) * 200, (0, 1))]
+    expected = sample(TorchEngine(tiny("llama")), asked, how(3))
+    encode = Passes.encode
+
+    def scarce(self: Passes, items: Any, *rest: Any) -> Any:
+        if sum(len(item.ids) for item in items) > 128:
+            raise torch.OutOfMemoryError("pretended")
+        return encode(self, items, *rest)
+
+    monkeypatch.setattr(Passes, "encode", scarce)
+    found = sample(TorchEngine(tiny("llama"), Limits(sequences=1)), asked, how(3))
+    assert [[d.ids for d in row] for row in found] == [[d.ids for d in row] for row in expected]
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes differ")

@@ -170,6 +170,11 @@ def test_engines_that_disagree_stop_the_run(warm: Run, tmp_path: Path) -> None:
         sample(warm, tmp_path / "s", max_gap=-1.0)
 
 
+def test_another_limit_of_the_gap_keeps_what_was_drawn(warm: Run, tmp_path: Path) -> None:
+    first = sample(warm, tmp_path / "s", max_gap=1.0)
+    assert sample(warm, tmp_path / "s", max_gap=2.0) == first and not list(tmp_path.glob("s.*"))
+
+
 def test_the_model_is_part_of_the_key(warm: Run, tmp_path: Path) -> None:
     first = sample(warm, tmp_path / "s")
     other = Run(resolve({**warm.recipe.model_dump(), "seed": 1}), warm.folder)

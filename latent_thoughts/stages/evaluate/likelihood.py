@@ -13,8 +13,8 @@ from latent_thoughts import weights
 from latent_thoughts.config import Recipe, Sample
 from latent_thoughts.data import format
 from latent_thoughts.data.tokenizer import Controls
-from latent_thoughts.engines.base import Engine, ScoreRequest, Scoring, ask
-from latent_thoughts.engines.joint import Seeds, Task, infer, tasks
+from latent_thoughts.engines.base import Engine, ScoreRequest
+from latent_thoughts.engines.joint import Seeds, Task, infer, likelihoods, raw_logprobs, tasks
 from latent_thoughts.stages.evaluate.statistics import ratio
 from latent_thoughts.types import ThoughtDocument
 
@@ -64,9 +64,8 @@ class Scorer:
         todo = [t for d in documents for t in tasks(d.chunks, d.target, self.controls, self.sample)]
         length = {d.id: sum(len(c.text) for c in d.chunks) for d in documents}
         text = {d.id: hashes(d) for d in documents}
-        raw = self._raw(todo)
-        thoughtless = self._thoughtless(todo) if self.thinks else [None] * len(todo)
-        bounds = self._bounds(todo) if self.thinks else [dict.fromkeys(self.config.bound, (r, 1.0)) for r in raw]
+        raw = raw_logprobs(self.engine, todo, self.controls)
+        found = self._bounds(todo) if self.thinks else [(None, dict.fromkeys(self.config.bound, (r, 1.0))) for r in raw]
         return [
             {
                 "doc_id": t.chunk.doc_id,
@@ -81,30 +80,19 @@ class Scorer:
                 "bounds": [(k, value) for k, (value, _) in b.items()],
                 "finished": [(k, share) for k, (_, share) in b.items()],
             }
-            for t, r, e, b in zip(todo, raw, thoughtless, bounds, strict=True)
+            for t, r, (e, b) in zip(todo, raw, found, strict=True)
         ]
-
-    def _raw(self, todo: Sequence[Task]) -> list[float]:
-        requests = [ScoreRequest(format.raw_prompt(self.controls, t.context), (t.chunk.ids,)) for t in todo]
-        return self._sums(requests)
-
-    def _thoughtless(self, todo: Sequence[Task]) -> list[float]:
-        requests = [ScoreRequest(format.thoughtless_prompt(self.controls, t.context), (t.chunk.ids,)) for t in todo]
-        return self._sums(requests)
 
     def _empty(self, todo: Sequence[Task]) -> list[float]:
         """log p(z, x | c) of the empty thought, which is scored like any other: E and x behind c S P."""
         prompts = [format.prior_prompt(self.controls, t.context) for t in todo]
         end = (self.controls.end,)
-        return self._sums([ScoreRequest(p, (end + t.chunk.ids,)) for p, t in zip(prompts, todo, strict=True)])
+        requests = [ScoreRequest(p, (end + t.chunk.ids,)) for p, t in zip(prompts, todo, strict=True)]
+        return likelihoods(self.engine, requests)
 
-    def _sums(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        scores = ask(self.engine, [Scoring((request,)) for request in requests])
-        return [float(s[0][0].sum()) for s in scores]
-
-    def _bounds(self, todo: Sequence[Task]) -> list[dict[int, tuple[float, float]]]:
-        """L_K a chunk, nats, and the share of its groups of K draws in which a thought ended. Smaller K average over
-        disjoint groups of the same draws, in random order."""
+    def _bounds(self, todo: Sequence[Task]) -> list[tuple[float, dict[int, tuple[float, float]]]]:
+        """For every chunk log p(x | c) in the thoughtless form, and a K each L_K, nats, with the share of its groups of
+        K draws in which a thought ended. Smaller K average over disjoint groups of the same draws, in random order."""
         temperature, found = self.config.bound_temperature, []
         drawn = infer(self.engine, todo, self.controls, self.sample, self.seeds, temperature)
         for p, empty in zip(drawn, self._empty(todo), strict=True):
@@ -116,7 +104,7 @@ class Scorer:
                 groups = order[: len(order) // k * k].reshape(-1, k)
                 value = weights.bound_beside(empty, log_weights[groups])
                 of_chunk[k] = (value, float(ended[groups].any(1).mean()))
-            found.append(of_chunk)
+            found.append((p.raw_logprob, of_chunk))
         return found
 
 

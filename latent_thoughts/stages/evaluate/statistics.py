@@ -118,7 +118,7 @@ def _exchanged(gaps: np.ndarray, seed: int) -> float:
     if len(gaps) < 2 or not gaps.any():
         return 1.0
     found = stats.permutation_test(
-        (gaps,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
+        (gaps,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed), batch=500
     )
     return float(found.pvalue)
 
