@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +43,37 @@ def save_recipe(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> None
         temporary.write_text(head + body, encoding="utf-8")
 
 
-# Sections of the recipe that a finished stage was made with, besides those of the stages before it.
+# What of the recipe a finished stage was made with, besides what the stages before it were.
 MADE_WITH = {
     "prepare": ("seed", "data", "chunking", "model", "contamination"),
     "synthesize": ("synthesize",),
-    "train": ("train", "em"),
-    "sample": ("sample", "em"),
+    "train": ("train", "em.mix", "em.regime", "em.warm_start", "em.raw"),
+    "sample": ("sample", "em.iterations", "em.regime", "engine.kind", "engine.scorer"),
     "evaluate": ("sample", "evaluate"),
 }
+# What no later stage may have otherwise: it would show settings that its documents and its base were not made with.
+PREPARED = ("data", "chunking", "contamination", "model.base", "model.tokenizer")
+STAGES = (
+    "prepare",
+    "iter_*/*",
+    "baselines/*/*",
+    *(f"{kind}/*/iter_*/*" for kind in ("baselines", "samples", "variants")),
+)
 
 
 def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
     """Writes the recipe of a command that makes a single stage, `made`.
 
     RUN/recipe.yaml stays what it is where other stages were finished with settings that are different now; the recipe
-    is then written beside it, under the stage's name. Returns the line that tells so; else an empty one.
+    is then written beside it, under the stage's name. Returns the line that tells so; else an empty one. Raises
+    UserError where the run's documents or its base model were prepared with other settings.
     """
     own = folder / f"recipe.{relative(made, folder).replace('/', '.')}.yaml"
-    finished = {path.parent for pattern in ("prepare", "iter_*/*") for path in folder.glob(f"{pattern}/manifest.json")}
-    settled = {section for stage in finished - {made} for section in MADE_WITH.get(stage.name, ())}
-    differing = [name for name in _differing(folder / "recipe.yaml", recipe) if name.partition(".")[0] in settled]
+    finished = {path.parent for pattern in STAGES for path in folder.glob(f"{pattern}/manifest.json")}
+    if folder / "prepare" in finished - {made}:
+        _check_prepared(recipe, folder)
+    settled = [name for stage in finished - {made} for name in MADE_WITH.get(stage.name, ())]
+    differing = [name for name in _differing(folder / "recipe.yaml", recipe) if _among(name, settled)]
     if not differing:
         save_recipe(recipe, folder)
         own.unlink(missing_ok=True)
@@ -71,6 +83,22 @@ def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
         f"what is finished in {folder} was made with other settings ({', '.join(differing)}): its recipe.yaml stays, "
         f"and this command's is {own.name}; to go on with the run's own, give {folder / 'recipe.yaml'}"
     )
+
+
+def _check_prepared(recipe: Recipe, folder: Path) -> None:
+    own = folder / "recipe.prepare.yaml"
+    differing = _differing(own if own.exists() else folder / "recipe.yaml", recipe)
+    # some documents may be prepared for a trial; of another version's recipe nothing can be told
+    if wrong := [name for name in differing if "." in name and _among(name, PREPARED) and name != "data.limit"]:
+        raise UserError(
+            f"{folder} was prepared with other settings ({', '.join(wrong)}): run latent-thoughts prepare with this "
+            f"recipe first, or give {folder / 'recipe.yaml'}"
+        )
+
+
+def _among(name: str, names: Iterable[str]) -> bool:
+    """Whether a setting, or a whole section, is one of those named or a part of one."""
+    return any(name == n or name.startswith(f"{n}.") or n.startswith(f"{name}.") for n in names)
 
 
 def _differing(path: Path, recipe: Recipe) -> list[str]:

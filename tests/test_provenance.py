@@ -68,7 +68,14 @@ def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_pat
     told = record("iter_01/train", train={"lr": 0.3}, sample={"k": 2})
     assert "(train.lr)" in told and "recipe.iter_01.train.yaml" in told  # no E-step is finished yet
     assert (saved(), saved("recipe.iter_01.train.yaml")) == (0.2, 0.3)
-    assert "(data.limit)" in record("iter_00/train", train={"lr": 0.2}, data={"limit": 3})
+    assert "(data.limit)" in record("iter_00/train", train={"lr": 0.2}, data={"limit": 3})  # a part, for a trial
+    assert not record("iter_00/train", train={"lr": 0.2}, em={"baselines": ["oracle"]})  # which no stage depends on
+    for wrong in ({"data": {"text": "{body}"}}, {"model": {"base": "other"}}, {"chunking": {"max": 9}}):
+        with pytest.raises(UserError, match=r"was prepared with other settings \((data|model|chunking)\.\w+\)"):
+            record("iter_00/train", train={"lr": 0.2}, **wrong)
+    (tmp_path / "recipe.prepare.yaml").write_text("data: {text: '{body}'}")  # prepared anew since
+    record("iter_00/train", train={"lr": 0.2}, data={"text": "{body}"})
+    (tmp_path / "recipe.prepare.yaml").unlink()
     assert not record("iter_01/train", train={"lr": 0.2}, evaluate={"documents": 9})
     assert not (tmp_path / "recipe.iter_01.train.yaml").exists()
     (tmp_path / "recipe.yaml").write_text("train: {no: 1}")  # perhaps another version's
