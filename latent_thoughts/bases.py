@@ -19,8 +19,8 @@ def without_weights(name: str) -> bool:
 
 
 def path_of(base: str, wanted: Callable[[str], bool] = lambda name: True) -> str:
-    """`package:NAME/FILE` as the file's path, a store's folder or file as that of its copy (`wanted` files alone); all
-    else as it is. Raises UserError where the package is missing."""
+    """`package:NAME/FILE` as the file's path, a store's folder or file as that of its copy (`wanted` files alone), `~`
+    as the home folder; all else as it is. Raises UserError where the package is missing."""
     if base.startswith("package:"):
         package, _, file = base.removeprefix("package:").partition("/")
         try:
@@ -35,7 +35,7 @@ def path_of(base: str, wanted: Callable[[str], bool] = lambda name: True) -> str
         if not below(path):
             raise UserError(f"model {base} does not exist")
         return str(local(path, wanted))
-    return base
+    return str(Path(base).expanduser()) if base.startswith("~") else base
 
 
 def where_of(name: Any, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:

@@ -45,7 +45,7 @@ def fine_tune(
     config = recipe.evaluate.fine_tune
     if config is None:
         return []
-    benchmark, folder = fine_tuning.asked(config), folder / "fine_tune"
+    benchmark, folder = config.asked, folder / "fine_tune"
     prepared = fine_tuning.documents(recipe, config, model, folder / "documents")
     settings, source = fine_tuning.training(config, prepared), Source(folder / "documents", fine_tuning.SPLIT)
     seeds, asked = [recipe.seed + n for n in range(config.seeds)], []

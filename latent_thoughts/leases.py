@@ -79,7 +79,7 @@ class _Lease:
     def keep(self, done: threading.Event) -> None:
         """Renews the lease until `done`. Ends the process where it is lost: two must not work in one folder."""
         while not done.wait(RENEWED):
-            with contextlib.suppress(*places.errors(), UserError):  # the store may answer the next time
+            with contextlib.suppress(Exception):  # whatever the store's library raises: it may answer the next time
                 if self.last() != self.number:
                     _end(f"another process has taken {self.folder.parent} over")
                 self.write(time.time() + LEASE)

@@ -89,7 +89,8 @@ def remote(path: Path) -> bool:
 
 def errors() -> tuple[type[BaseException], ...]:
     """What a store that cannot be reached raises: for `except`. Libraries that are not in use are not imported."""
-    own = {"botocore.exceptions": "BotoCoreError", "gcsfs.retry": "HttpError"}
+    own = {"botocore.exceptions": "BotoCoreError", "gcsfs.retry": "HttpError", "aiohttp": "ClientError"}
+    own |= {"httpx": "HTTPError", "httpx2": "HTTPError"}
     return (OSError, *(getattr(sys.modules[name], kind) for name, kind in own.items() if name in sys.modules))
 
 

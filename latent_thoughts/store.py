@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,8 +72,10 @@ class Stage:
                 for path in (*about, self.folder):  # last, so that a killed process leaves nothing about another's
                     _move(path, _free(_aside(path, owner)))
         if not marker.exists() and _aside(self.folder, self.key).exists():
+            if not remote(self.folder) and self.folder.exists():  # with what a killed process had not finished
+                shutil.rmtree(self.folder)
             for path in (self.folder, *about):
-                if not path.exists() or path == self.folder:
+                if not path.exists():
                     _move(_aside(path, self.key), path)
         if not marker.exists():
             write_sealed(marker, {"stage": self.name, "key": self.key})

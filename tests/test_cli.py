@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from latent_thoughts import cli
+from latent_thoughts.cli import stages
 from latent_thoughts.data.tokenizer import word_tokenizer
 from latent_thoughts.seeds import recipe_path
 
@@ -67,6 +68,17 @@ def test_the_machines_limits_are_one_line(
     assert call(monkeypatch, "em") == 1
     line = capsys.readouterr().err
     assert said in line and "run the same command again" in line and line.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "run_of", stopped)
+    assert call(monkeypatch, "prepare", "r.yaml", "--out", str(tmp_path / "run")) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
 
 
 def test_libraries_show_no_bars_of_their_own() -> None:

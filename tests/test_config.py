@@ -327,3 +327,31 @@ def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFact
         load_recipe(path)
     except UserError as error:
         assert "r.yaml" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["em.samples=[4,4]"], "em.samples: 4 stands there twice"),
+        (["em.baselines=[raw,raw]"], "em.baselines: raw stands there twice"),
+        (["evaluate.bound=[1,4,1]"], "evaluate.bound: 1 stands there twice"),
+        (["em.samples=[4]", "sample.k=4", "sample.last_k=8"], "leave 4 out"),
+        (["chunking.mean=30"], "mean 30 is above max"),
+        (["sample.max_tokens=512"], "lower max_thought_tokens, which is 1024"),
+        (["engine.kind=vllm", "engine.scorer=vllm"], "vLLM cannot score tempered draws"),
+        (["evaluate.tasks=[{name: gsm8k}, {name: gsm8k, limit: 5}]"], "results would lie in one folder"),
+        (["evaluate.fine_tune={train: {lrate: 1}}"], "unknown key lrate"),
+        (["evaluate.fine_tune={ask: {form: direct, budgets: [1]}}"], "budgets are of thoughts"),
+        (["model.base={a: 2020-01-01}"], "put it in quotes"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides: list[str], said: str) -> None:
+    assert said in refusal({}, *overrides)
+
+
+def test_a_preset_that_is_named_sets_its_values_anew() -> None:
+    """A resolved recipe, as a run leaves it, names every value."""
+    whole = resolve({}).model_dump()
+    assert resolve(whole, ["sample.preset=paper"]).sample == Sample(preset="paper")
+    assert resolve(whole, ["sample.k=8", "sample.preset=paper"]).sample == Sample(preset="paper", k=8)
+    assert resolve(whole, ["sample.k=8"]).sample == Sample(k=8)

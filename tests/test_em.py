@@ -342,9 +342,27 @@ def test_gains_against_a_raw_model_that_the_run_trains(tmp_path: Path, small: di
     own = Loop(run, "em", run.recipe.sample, tmp_path / "own")
     raw = Loop(run, "em", run.recipe.sample.model_copy(update={"raw_model": "raw"}), tmp_path / "raw")
     told = [loop.sample(1).counts for loop in (own, raw)]
-    assert told[0]["bound"] == told[1]["bound"]
+    assert told[0]["ess"] == told[1]["ess"]
     assert told[0]["raw_logprob"] != told[1]["raw_logprob"]
     trained = run.baseline("raw") / "train"
     given = run.recipe.sample.model_copy(update={"raw_model": str(trained)})
     assert Loop(run, "em", given, tmp_path / "given").sample(1).counts["raw_logprob"] == told[1]["raw_logprob"]
     assert read_manifest(trained).counts["thought_tokens"] == 0
+
+
+def test_a_variants_raw_model_leaves_the_runs_own_in_place(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["train"]["steps"] = 5
+    small["em"] |= {"iterations": 1, "baselines": [], "raw": {"steps": 3}}
+    small["sample"] |= {"raw_model": "raw", "accept": "all", "rejected": "raw"}
+    small["em"]["variants"] = {"same": {"sample": {"k": 2}}, "hot": {"train": {"lr": 1e-3}}}
+    em(resolve(small), tmp_path)
+    own = [path.relative_to(tmp_path) for path in tmp_path.glob("**/baselines/raw/train/manifest.json")]
+    assert sorted(map(str, own)) == [f"{home}baselines/raw/train/manifest.json" for home in ("", "variants/hot/")]
+    assert not list(tmp_path.glob("baselines/raw/train.*"))
+
+
+def test_no_m_step_is_beyond_the_iterations(tmp_path: Path, small: dict[str, Any]) -> None:
+    run = Run(resolve(small), tmp_path / "run")
+    loop = Loop(run, "em", run.recipe.sample, run.folder)
+    with pytest.raises(UserError, match="is beyond em.iterations"):
+        loop.train(run.recipe.em.iterations + 1)

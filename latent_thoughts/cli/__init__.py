@@ -16,6 +16,7 @@ app = App(
     name="latent-thoughts",
     version=__version__,
     help_format="plaintext",  # markdown would load a parser first
+    suppress_keyboard_interrupt=False,  # it is told below
     help="Train language models on the thoughts behind the text. Every command resumes when it is run again.",
 )
 for command in (

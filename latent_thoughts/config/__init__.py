@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,6 +105,8 @@ class Recipe(Section):
     def _without_keys(cls, values: Any) -> Any:
         """Recipes are stored and shown."""
         for name, text in nested(values):
+            if isinstance(text, bytes | date | set):  # YAML reads them, and would not write the same
+                raise ValueError(f"{name}: YAML reads {text!r} as no text and no number: put it in quotes")
             if isinstance(text, str) and holds_keys(text):
                 raise ValueError(f"{name} is a URL that holds keys: give them by environment variables")
         return values
@@ -121,6 +124,17 @@ class Recipe(Section):
         _ = self.warm_start_train, self.raw_train  # so that a mistake shows before anything runs
         for name in self.em.variants:
             self.variant(name)
+        if self.sample.last_k and self.sample.k in self.em.samples:
+            raise ValueError(
+                f"em.samples: a run with {self.sample.k} draws throughout cannot be told from the run's own, which "
+                f"begins with as many (sample.last_k): leave {self.sample.k} out"
+            )
+        temperatures = {*self.sample.temperature, self.evaluate.bound_temperature}
+        if self.engine.kind == self.engine.scorer == "vllm" and temperatures != {1.0}:
+            raise ValueError(
+                "engine.scorer: vLLM cannot score tempered draws: set it to torch, or sample.temperature to [1, 1] and "
+                "evaluate.bound_temperature to 1"
+            )
         if {"wrap_baseline", "wrap_cot"} & set(self.em.baselines) and not self.synthesize.teacher.there:
             raise ValueError("em.baselines with paraphrases need a teacher: set synthesize.teacher.model")
         return self
@@ -184,6 +198,7 @@ def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: s
         values = copy.deepcopy(values)
     except RecursionError:
         raise UserError(f"{where} is nested without end") from None
+    given = dict[str, Any]()
     for override in overrides or []:
         name, separator, text = override.partition("=")
         if not separator:
@@ -195,7 +210,11 @@ def resolve(values: dict[str, Any], overrides: list[str] | None = None, where: s
         if repr(value).count("#") < text.count("#"):
             quoted = "'{}'".format(text.replace("'", "''"))
             raise UserError(f"override {override!r} ends at its #, where YAML begins a comment: write {name}={quoted}")
-        _assign(values, name.strip(), value)
+        given[name.strip()] = value
+    if isinstance(preset := given.get("sample.preset"), str) and isinstance(before := values.get("sample"), dict):
+        values["sample"] = {name: value for name, value in before.items() if name not in PRESETS.get(preset, {})}
+    for name, value in given.items():
+        _assign(values, name, value)
     return parse(Recipe, values, where)
 
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from latent_thoughts.types import UserError
 
 T = TypeVar("T", bound="Section")
+T_ = TypeVar("T_")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -72,7 +73,15 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+def _distinct(values: list[T_]) -> list[T_]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} stands there twice")
+    return values
+
+
 Pattern = Annotated[str, AfterValidator(_compiles)]
+Distinct = AfterValidator(_distinct)  # of a list
 
 
 class Section(BaseModel):

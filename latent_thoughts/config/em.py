@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from latent_thoughts.config.base import Positive, Section, Weight
+from latent_thoughts.config.base import Distinct, Positive, Section, Weight
 
 
 class Mix(Section):
@@ -37,6 +37,6 @@ class EM(Section):
     mix: Mix = Mix()
     warm_start: dict[str, Any] = {}  # overrides of `train` for the warm start
     raw: dict[str, Any] = {}  # overrides of `train` for the raw baselines
-    baselines: list[Baseline] = ["raw_tokens"]
-    samples: list[Positive] = []  # further EM runs with these K, by `sample` and by the paper's preset
+    baselines: Annotated[list[Baseline], Distinct] = ["raw_tokens"]
+    samples: Annotated[list[Positive], Distinct] = []  # K of further EM runs, by `sample` and by the paper's preset
     variants: dict[str, dict[str, Any]] = {}  # further EM runs with other settings: {NAME: {sample: {keep: 4}}}

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from latent_thoughts.config.base import Pattern, Positive, Section, Seed, Share
+from latent_thoughts.config.base import Distinct, Pattern, Positive, Section, Seed, Share, parse
+from latent_thoughts.config.train import Train
 
 Temperature = Annotated[float, Field(ge=0)]
 
@@ -69,6 +70,17 @@ class FineTune(Section):
     train: dict[str, Any] = {}
     ask: dict[str, Any] = {}  # overrides of how the task is asked afterwards
 
+    @property
+    def asked(self) -> Benchmark:
+        """How the task is asked after fine-tuning."""
+        values = {"name": self.task, "form": self.form, "data": self.data, **TUNED}
+        return parse(Benchmark, {**values, **self.ask}, "evaluate.fine_tune.ask")
+
+    @model_validator(mode="after")
+    def _overrides_are_valid(self) -> FineTune:
+        _ = self.asked, parse(Train, self.train, "evaluate.fine_tune.train")  # a mistake shows before anything runs
+        return self
+
 
 # How a fine-tuned model is asked, unless `ask` says otherwise: as trained, without examples, sampled as in the paper.
 TUNED = {"shots": 0, "bos": True, "samples": 4, "temperature": 0.6, "top_p": 0.9}
@@ -90,7 +102,7 @@ class Evaluate(Section):
     """Likelihood and answers on held-out documents (method, section 7)."""
 
     documents: Positive = 500
-    bound: Annotated[list[Positive], Field(min_length=1)] = [1, 4]  # K of the reported bounds
+    bound: Annotated[list[Positive], Field(min_length=1), Distinct] = [1, 4]  # K of the reported bounds
     bound_posterior_share: Share = 0.5
     bound_temperature: Annotated[float, Field(gt=0)] = 1.0  # greedy draws have no density
     answer: Answer | None = None  # regular expression whose first group is the answer, in the last chunk
@@ -99,3 +111,13 @@ class Evaluate(Section):
     thoughts_kept: Positive = 50  # samples kept for the report
     tasks: list[Benchmark] = []
     fine_tune: FineTune | None = None
+
+    @model_validator(mode="after")
+    def _tasks_have_folders_of_their_own(self) -> Evaluate:
+        asked = [task.model_dump(exclude={"data", "limit"}) for task in self.tasks]
+        if twice := next((task for n, task in zip(asked, self.tasks, strict=True) if asked.count(n) > 1), None):
+            raise ValueError(
+                f"tasks: {twice.name}, form {twice.form}, stands there twice with nothing but data or limit different: "
+                "their results would lie in one folder"
+            )
+        return self

@@ -18,7 +18,8 @@ OWN_RAW_MODEL = "raw"  # sample.raw_model: a model of the run's own documents as
 
 
 class Sample(Section):
-    """The E-step (method, section 5). A preset gives the values that are not set."""
+    """The E-step (method, section 5). A preset gives the values that are not set; one that is named on the command line
+    or by a variant sets all of its values anew."""
 
     preset: Literal["paper", "default"] = "default"
     k: Positive = 16
@@ -43,6 +44,15 @@ class Sample(Section):
             return values
         name = values.get("preset", "default")
         return {**(PRESETS.get(name, {}) if isinstance(name, str) else {}), **values}
+
+    @model_validator(mode="after")
+    def _thoughts_fit(self) -> Sample:
+        if self.max_thought_tokens >= self.max_tokens:
+            raise ValueError(
+                f"max_tokens, which is {self.max_tokens}, is for context, thought and chunk together: raise it, or "
+                f"lower max_thought_tokens, which is {self.max_thought_tokens}"
+            )
+        return self
 
     def temperature_at(self, iteration: int, iterations: int) -> float:
         """Linear from the first value at iteration 1 to the second at the last one."""

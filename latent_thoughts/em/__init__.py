@@ -85,8 +85,10 @@ def _more_samples(run: Run) -> Iterator[Iterator[Row]]:
 def _variants(run: Run) -> Iterator[Iterator[Row]]:
     """EM with other settings, from the same warm start, a run each; their rows have the `variant`."""
     for name in run.recipe.em.variants:
-        changed = replace(run, recipe=run.recipe.variant(name))
-        loop = Loop(changed, "em", changed.recipe.sample, run.folder / "variants" / name)
+        recipe, folder = run.recipe.variant(name), run.folder / "variants" / name
+        # a raw model of its own (sample.raw_model: raw), where it trains otherwise, must not take the run's place
+        home = None if recipe.raw_train == run.recipe.raw_train else folder
+        loop = Loop(replace(run, recipe=recipe, home=home), "em", recipe.sample, folder)
         yield _marked(loop.rows(), name)
 
 

@@ -43,15 +43,17 @@ class Loop:
 
     def e_step(self, number: int) -> Path:
         """Raises UserError for an E-step that the recipe does not have."""
-        last = self.run.recipe.em.iterations
         if number == 0:
             raise UserError("iteration 0 is the warm start, which has no E-step: give 1 or more")
-        if number > last:
-            raise UserError(
-                f"iteration {number} is beyond em.iterations, which is {last}: K and temperature are laid out over "
-                f"them, so set em.iterations={number} or more"
-            )
+        self._check(number)
         return self.iteration(number) / "sample"
+
+    def _check(self, number: int) -> None:
+        if number > (last := self.run.recipe.em.iterations):
+            raise UserError(
+                f"iteration {number} is beyond em.iterations, which is {last}: K, temperature and slices are laid out "
+                f"over them, so set em.iterations={number} or more"
+            )
 
     @property
     def continual(self) -> bool:
@@ -95,6 +97,7 @@ class Loop:
 
     def train(self, number: int) -> Manifest:
         """M-step of iteration `number`: from the initial checkpoint, or on from the last model (continual regime)."""
+        self._check(number)
         folder = self.iteration(number)
         mix, run = self.run.recipe.em.mix, self.run
         sources = [

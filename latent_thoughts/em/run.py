@@ -29,6 +29,7 @@ class Run:
     recipe: Recipe
     folder: Path
     approve: Approve | None = None  # is shown what a teacher will cost, and raises UserError where it is too much
+    home: Path | None = None  # where what is trained for this recipe alone lies, if elsewhere than in the run's folder
 
     @property
     def base(self) -> Path:
@@ -61,7 +62,7 @@ class Run:
         return [Source(self.prepared, split) for split in splits]
 
     def baseline(self, name: str) -> Path:
-        return self.folder / "baselines" / name
+        return (self.home or self.folder) / "baselines" / name
 
     def synthesize(self, method: str | None = None) -> Manifest:
         """Thoughts for the warm start's documents, or paraphrases of them; by default what the recipe says."""
@@ -113,7 +114,8 @@ class Run:
         found = {split: Source(self.prepared, split) for split in TRAINING}
         folders = [self.warm_start, folder]
         if self.recipe.em.regime == "continual":
-            folders += sorted(f for f in folder.parent.glob("iter_*") if f.name < folder.name)
+            before = [f for f in folder.parent.glob("iter_*") if f.name[5:].isdigit()]
+            folders += sorted(f for f in before if int(f.name[5:]) < int(folder.name[5:]))
         for path in (f / stage for f in folders for stage in ("synthesize", "sample")):
             if (path / "manifest.json").exists():
                 there = {name.rpartition("-")[0] for name in read_manifest(path).shards}

@@ -10,6 +10,7 @@ import torch
 
 from latent_thoughts import model as models
 from latent_thoughts.config import BUDGETS, Recipe
+from latent_thoughts.config.executor import Executor
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.em import Loop, Run
 from latent_thoughts.progress import sent_to
@@ -72,6 +73,7 @@ def _few(recipe: Recipe) -> Recipe:
     return changed(
         recipe,
         data=changed(recipe.data, world=world, limit=limit),
-        train=recipe.train.with_budget("steps", STEPS),
-        em=changed(recipe.em, iterations=1, baselines=[], samples=[], warm_start=warm_start),
+        executor=Executor(),
+        train=changed(recipe.train.with_budget("steps", STEPS), tracker="none", held_out=0, export="last"),
+        em=changed(recipe.em, iterations=1, baselines=[], samples=[], variants={}, warm_start=warm_start),
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from latent_thoughts import executors
 from latent_thoughts import model as models
+from latent_thoughts.bases import path_of
 from latent_thoughts.config import Data, Recipe
 from latent_thoughts.data import chunking, contamination, readers
 from latent_thoughts.data.records import DOCUMENTS, SOURCE, document_from, document_row, source_row
@@ -252,4 +253,5 @@ def _files(recipe: Recipe) -> list[list[str]]:
 def _model_files(recipe: Recipe) -> list[list[str]]:
     """Files of a base model and a tokenizer that are folders or files here, with their hashes."""
     names = [name for name in (recipe.model.base, recipe.model.tokenizer) if isinstance(name, str)]
-    return [[str(path), version(path)] for name in names for path in below(place(name))]
+    paths = [Path(path_of(name)) if name.startswith("package:") else place(name) for name in names]
+    return [[str(path), version(path)] for found in paths for path in below(found)]

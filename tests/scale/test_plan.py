@@ -104,7 +104,7 @@ def test_more_samples_are_planned_in_both_presets_and_none_twice() -> None:
 
     assert more("em.baselines=[]") == {"em_4", "em_paper_4", "em_paper_16"}
     assert more("em.baselines=[em_paper]") == {"em_4", "em_paper_16"}
-    assert more("em.baselines=[em_paper]", "sample.last_k=8") == {"em_4", "em_16", "em_paper_16"}
+    assert more("em.baselines=[em_paper]", "sample.k=8", "sample.last_k=4") == {"em_4", "em_16", "em_paper_16"}
     done = planned_for("castle", *given, "em.baselines=[]")
     four, paper = (done[f"samples/{name}_4/iter_01/sample"] for name in ("em", "em_paper"))
     assert four.decode_tokens == paper.decode_tokens == done["iter_01/sample"].decode_tokens / 4
@@ -112,7 +112,7 @@ def test_more_samples_are_planned_in_both_presets_and_none_twice() -> None:
 
 
 def test_the_same_e_step_in_both_presets_is_planned_once() -> None:
-    given = ["em.iterations=1", "em.samples=[2, 2]", "sample={preset: paper, max_thought_tokens: 10, max_tokens: 64}"]
+    given = ["em.iterations=1", "em.samples=[2]", "sample={preset: paper, max_thought_tokens: 10, max_tokens: 64}"]
     done = planned_for("castle", *given, "em.baselines=[]")
     assert {name.split("/")[1] for name in done if name.startswith("samples/")} == {"em_2"}
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts import model as models
-from latent_thoughts.config import BUDGETS, Benchmark, FineTune, Recipe, Train, parse
-from latent_thoughts.config.evaluate import TUNED
+from latent_thoughts.config import BUDGETS, FineTune, Recipe, Train, parse
 from latent_thoughts.data import records
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.stages.evaluate import tasks
@@ -23,12 +22,6 @@ from latent_thoughts.types import Chunk, Manifest, ThoughtDocument
 SPLIT, NAME = "train", "train-00000.parquet"
 BATCH, EPOCHS = 64, 5  # the paper's; a batch in documents
 PAPER: dict[str, Any] = {"lr": 1e-4, "loss_on": "targets", "weight_decay": 0.01, "sequence_length": 1024}
-
-
-def asked(config: FineTune) -> Benchmark:
-    """How the task is asked after fine-tuning."""
-    values = {"name": config.task, "form": config.form, "data": config.data, **TUNED}
-    return parse(Benchmark, {**values, **config.ask}, "evaluate.fine_tune.ask")
 
 
 def training(config: FineTune, documents: Manifest) -> Train:
@@ -44,7 +37,7 @@ def training(config: FineTune, documents: Manifest) -> Train:
 
 def documents(recipe: Recipe, config: FineTune, model: Path, folder: Path) -> Manifest:
     """Writes the training split's documents. Raises UserError for a data set that is missing."""
-    benchmark = asked(config)
+    benchmark = config.asked
     data = tasks.files_key(benchmark)
     settings = [config.model_dump(include={"task", "form", "limit"}), data]
     stage = Stage(folder, "fine_tune", stage_key("fine_tune", settings, {"model": read_manifest(model)}))

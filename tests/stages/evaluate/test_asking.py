@@ -143,7 +143,7 @@ def test_a_fine_tuned_model_is_asked_behind_the_bos_that_it_was_trained_with(
     from latent_thoughts.stages.evaluate.harness import EngineLM
 
     config = FineTune(form=form, data=benchmarks.gsm8k(tmp_path / "data"))
-    asked, (tokenizer, controls) = fine_tuning.asked(config), models.load_tokenizer(model)
+    asked, (tokenizer, controls) = config.asked, models.load_tokenizer(model)
     (parts, *_), engine = tasks.solved(asked, 1), TorchEngine(models.load(model, Model()), Engine())
     trained = fine_tuning.document(Codec(tokenizer), 0, parts, form)
     ids = format.lay_out(trained, [format.Form.RAW] * 2, controls).ids

@@ -72,7 +72,7 @@ def test_what_was_asked_otherwise_is_no_seed(tmp_path: Path) -> None:
     for settings, right in ways:
         evaluated(tmp_path / "iter_00", right, Benchmark(name="gsm8k", form="cot", **settings))
     for seed, right in enumerate(([1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0])):
-        asked = fine_tuning.asked(FineTune(form="cot", ask={"samples": 1}))
+        asked = FineTune(form="cot", ask={"samples": 1}).asked
         evaluated(tmp_path / "iter_00" / "fine_tune" / f"seed_{seed}", right, asked)
     found = load(tmp_path / "iter_00").figures
     assert {form: (f["value"], f["seeds"]) for (_, form), f in found.items()} == {
@@ -208,7 +208,7 @@ def test_a_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
 
 def test_fine_tuned_models_are_compared_over_their_seeds(tmp_path: Path) -> None:
     """A gap of one seed a side that is real, for those two models, is none of the settings they were trained with."""
-    rng, asked = np.random.default_rng(0), fine_tuning.asked(FineTune(form="cot", ask={"samples": 1}))
+    rng, asked = np.random.default_rng(0), FineTune(form="cot", ask={"samples": 1}).asked
     for name, shares in (("a", (0.9, 0.5, 0.3)), ("b", (0.6, 0.4, 0.3))):
         for seed, share in enumerate(shares):
             right = (rng.random(400) < share).astype(float)
