@@ -66,9 +66,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[Any, Any, Controls]:
     """The base model with the four tokens added: (model, tokenizer, controls).
 
-    New embeddings of a pretrained model, input and output, start at the mean of the old ones; a
-    model from a config starts at its own random initialisation, drawn from `seed`. Raises
-    UserError for a model that cannot be loaded or has no tokenizer.
+    New embeddings of a pretrained model, input and output, start at the mean of the old ones, as in the paper, or are
+    drawn around it (`model.new_tokens`); a model from a config starts at its own random initialisation. What is drawn
+    depends on `seed`. Raises UserError for a model that cannot be loaded or has no tokenizer.
     """
     tokenizer = base_tokenizer(config, source, world_seed)
     before = set(tokenizer.get_vocab().values())
@@ -83,17 +83,25 @@ def load_base(config: Model, source: str, seed: int, world_seed: int) -> tuple[A
     if wanted > rows:
         model.resize_token_embeddings(wanted, mean_resizing=False)
     if new := ids - before:
-        _set_to_mean(model, sorted(new), sorted(before & set(range(rows))))
+        spread = APART if config.new_tokens == "apart" else 0.0
+        _set_new(model, sorted(new), sorted(before & set(range(rows))), spread)
     return model, tokenizer, controls
 
 
-def _set_to_mean(model: Any, new: list[int], old: list[int]) -> None:
-    """Of embeddings, input and output, and of a head's bias."""
-    layers = model.get_input_embeddings(), model.get_output_embeddings()
+APART = 0.3  # of the old embeddings' standard deviation, at which new ones are drawn around their mean (docs/log.md)
+
+
+def _set_new(model: Any, new: list[int], old: list[int], spread: float) -> None:
+    """Embeddings of new tokens, input and output, and their part of a head's bias. Four that are the same to begin with
+    are told apart, as input and as output, only after many steps."""
     with torch.no_grad():
-        for values in (getattr(layer, name, None) for layer in layers for name in ("weight", "bias")):
-            if values is not None:
-                values[new] = values[old].float().mean(0).to(values.dtype)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if (bias := getattr(layer, "bias", None)) is not None:
+                bias[new] = bias[old].float().mean().to(bias.dtype)
+            if layer is not None:
+                known = layer.weight[old].float()
+                drawn = spread * known.std(0, correction=0) * torch.randn(len(new), known.shape[1])
+                layer.weight[new] = (known.mean(0) + drawn).to(layer.weight.dtype)
 
 
 def _from_config(config: Model, vocabulary: int) -> Any:

@@ -31,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 
 def test_new_embeddings_start_at_the_mean(base: Path) -> None:
     old = models.load(base, Model(device="cpu"))
-    model, tokenizer, controls = models.load_base(Model(base=str(base)), "x", 0, 0)
+    model, tokenizer, controls = models.load_base(Model(base=str(base), new_tokens="mean"), "x", 0, 0)
     assert len(tokenizer) == 24
     for get in ("get_input_embeddings", "get_output_embeddings"):
         before, after = getattr(old, get)().weight, getattr(model, get)().weight
@@ -39,6 +39,19 @@ def test_new_embeddings_start_at_the_mean(base: Path) -> None:
         assert torch.equal(after[:20], before)
         for token in (controls.start, controls.end, controls.prior, controls.posterior):
             assert torch.allclose(after[token], before.mean(0), atol=1e-6)
+
+
+def test_new_embeddings_are_drawn_apart_around_the_mean(base: Path) -> None:
+    old = models.load(base, Model(device="cpu")).get_input_embeddings().weight
+    drawn = [
+        models.load_base(Model(base=str(base)), "x", seed, 0)[0].get_input_embeddings().weight for seed in range(40)
+    ]
+    assert all(torch.equal(weight[:20], old) for weight in drawn)
+    new = torch.stack([weight[20:] for weight in drawn]) - old.mean(0)
+    assert torch.pdist(new[0]).min() > 0.1 * torch.pdist(old).mean()
+    assert (new / old.std(0, correction=0)).std().item() == pytest.approx(models.APART, rel=0.1)
+    again = models.load_base(Model(base=str(base)), "x", 0, 0)[0].get_input_embeddings().weight
+    assert torch.equal(again, drawn[0])
 
 
 @pytest.mark.parametrize("rows", [30, 60])
@@ -57,7 +70,7 @@ def test_new_tokens_behind_a_gap_in_the_vocabulary_get_their_own_rows(tmp_path: 
     with torch.no_grad():
         old.lm_head.bias.copy_(torch.arange(rows))
     models.save(old, tokenizer, tmp_path / "base")
-    model, tokenizer, controls = models.load_base(Model(base=str(tmp_path / "base")), "x", 0, 0)
+    model, tokenizer, controls = models.load_base(Model(base=str(tmp_path / "base"), new_tokens="mean"), "x", 0, 0)
     known = [*range(20), 29]
     new = [controls.start, controls.end, controls.prior, controls.posterior]
     assert min(new) > 20 and not set(new) & set(known) and len(tokenizer) == 25

@@ -43,6 +43,7 @@ class Model(Section):
 
     base: str | dict[str, Any] = "HuggingFaceTB/SmolLM2-135M"
     tokenizer: str | None = None  # default: the base model's; `world` for a built-in world's words
+    new_tokens: Literal["apart", "mean"] = "apart"  # the four's embeddings: around the old ones' mean, or all at it
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     attention: str | None = None  # attn_implementation of transformers; default: its own choice
