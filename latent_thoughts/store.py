@@ -36,7 +36,9 @@ from latent_thoughts.files import write_json as write_json
 from latent_thoughts.locks import held_run as held_run
 from latent_thoughts.locks import run_lock as run_lock
 from latent_thoughts.places import remote
-from latent_thoughts.seals import SEAL, hashes, parquet, proven, read_line, read_sealed, seal_of_shard, sealed_line
+from latent_thoughts.seals import (
+    SEAL, hashes, parquet, proven, read_line, read_sealed, seal_of_shard, sealed_line, table_of,
+)  # fmt: skip
 from latent_thoughts.seals import whole as whole
 from latent_thoughts.seals import write_sealed as write_sealed
 from latent_thoughts.types import Manifest, UserError
@@ -298,9 +300,9 @@ def checked_table(folder: Path, manifest: Manifest, shard: str) -> pa.Table:
         raise Damaged(path, "it is named by its manifest but missing") from None
     if hashlib.sha256(content).hexdigest() != manifest.shards[shard]["sha256"]:
         raise Damaged(path, "checksum differs")
-    return pq.read_table(pa.BufferReader(content))
+    return table_of(content)
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """A shard as it is, not checked against a manifest."""
-    return pq.read_table(pa.BufferReader(places.content(path)), columns=columns)
+    return table_of(places.content(path), columns)

@@ -182,7 +182,7 @@ def _parquet(path: Path, columns: set[str] | None) -> Iterator[Row | UserError]:
         file = pq.ParquetFile(seekable(path))
         there = file.schema_arrow.names
         wanted = sorted(columns) if columns is not None and columns <= {*there} else None  # else all, to name them
-        for batch in file.iter_batches(batch_size=1024, columns=wanted):
+        for batch in file.iter_batches(batch_size=1024, columns=wanted, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row

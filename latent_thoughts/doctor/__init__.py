@@ -45,13 +45,16 @@ def doctor(run: Path, repair: bool) -> bool:
 
 
 def _hold(stack: contextlib.ExitStack, run: Path, repair: bool) -> InUse | None:
-    """Who holds the run, if this process cannot."""
+    """Who holds the run, if this process cannot. What only gathers runs, or cannot be written to, is looked at as it
+    lies: a lock would make a run of it."""
+    if not repair and not _stages(run):
+        return None
     try:
         stack.enter_context(run_lock(run))
-    except InUse as error:
+    except (InUse, PermissionError) as error:
         if repair:
             raise
-        return error
+        return error if isinstance(error, InUse) else None
     return None
 
 

@@ -83,7 +83,7 @@ def _rows(path: Path, columns: list[str] | None = None) -> Iterator[Json]:
     if not path.exists():
         return
     try:
-        for batch in pq.ParquetFile(seekable(path)).iter_batches(256, columns=columns):
+        for batch in pq.ParquetFile(seekable(path)).iter_batches(256, columns=columns, use_threads=False):
             yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"shard {path} is damaged ({str(error).splitlines()[0]}): run that stage again") from None
