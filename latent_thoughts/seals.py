@@ -88,8 +88,8 @@ def parquet(path: Path) -> Iterator[None]:
 
 
 def table_of(content: bytes, columns: list[str] | None = None, verified: bool = False) -> pa.Table:
-    """A shard's rows, by this thread alone: where the system lets a process start no more threads, Arrow's scanner waits
-    for ever. `verified`: by the checksums of its pages. Raises Arrow's errors."""
+    """A shard's rows, by this thread alone: where the system lets a process start no more threads, Arrow's scanner
+    waits for ever. `verified`: by the checksums of its pages. Raises Arrow's errors."""
     file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=verified)
     return file.read(columns, use_threads=False)
 

@@ -36,9 +36,8 @@ from latent_thoughts.files import write_json as write_json
 from latent_thoughts.locks import held_run as held_run
 from latent_thoughts.locks import run_lock as run_lock
 from latent_thoughts.places import remote
-from latent_thoughts.seals import (
-    SEAL, hashes, parquet, proven, read_line, read_sealed, seal_of_shard, sealed_line, table_of,
-)  # fmt: skip
+from latent_thoughts.seals import SEAL, hashes, parquet, proven, read_line, read_sealed, seal_of_shard, sealed_line
+from latent_thoughts.seals import table_of as table_of
 from latent_thoughts.seals import whole as whole
 from latent_thoughts.seals import write_sealed as write_sealed
 from latent_thoughts.types import Manifest, UserError

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from latent_thoughts.stages.report.methods import of
 from latent_thoughts.stages.report.summary import bound_name
 from latent_thoughts.store import read_json
 from latent_thoughts.types import UserError
 
+# Of claims' names, which are made of small letters.
+SPELT = {"em": "EM", "e step": "E-step", "m step": "M-step", "papers": "paper’s", "k": "K"}
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`difference` with its 95 % interval, over `seeds` seeds: `first` - `second` in `metric`, as results.json names
-    them."""
+    """`difference` with its 95 % interval, over `seeds` seeds: of model `first` - `second` in `metric`, which is named
+    as in results.json."""
 
     name: str
     first: str
@@ -36,7 +41,7 @@ class Claim:
     def of(self) -> str:
         """The metric for a reader."""
         bound = self.metric.removeprefix("bound_per_token.")
-        return self.metric if bound == self.metric else bound_name(bound)
+        return self.metric.capitalize() if bound == self.metric else bound_name(bound)
 
     def shown(self, value: float) -> str:
         """+41.2 points, of a share; +0.412 nats."""
@@ -64,8 +69,21 @@ def _claim(name: str, claim: dict[str, Any]) -> Claim:
     if not all(map(math.isfinite, figures)):
         raise ValueError(f"{name} has a figure that is not finite")
     first, second, metric = (str(claim[key]) for key in ("first", "second", "metric"))
-    title, holds, seeds = name.replace("_", " ").capitalize(), bool(claim["holds"]), claim["n_seeds"]
-    return Claim(title, first, second, metric, holds, *figures, seeds)
+    return Claim(_title(name), _model(first), _model(second), metric, bool(claim["holds"]), *figures, claim["n_seeds"])
+
+
+def _title(name: str) -> str:
+    """em_beats_the_papers_e_step: EM beats the paper’s E-step."""
+    title = name.replace("_", " ")
+    for plain, shown in SPELT.items():
+        title = re.sub(rf"\b{plain}\b", shown, title)
+    return title[:1].upper() + title[1:]
+
+
+def _model(name: str) -> str:
+    """A model as results.json names it (METHOD, variant NAME or cell NAME, and what is behind it), for a reader."""
+    kind, _, rest = name.partition(" ")
+    return rest.replace("_", " ") if kind in ("variant", "cell") else f"{of(kind).short} {rest}".rstrip()
 
 
 def cards(claims: list[Claim]) -> str:
@@ -86,7 +104,7 @@ def _card(claim: Claim, low: float, high: float) -> str:
     kind, word = ("holds", "holds") if claim.holds else ("fails", "not shown")
     interval = f"95 % interval {claim.shown(claim.low)} to {claim.shown(claim.high)}"
     seeds = "1 seed" if claim.seeds == 1 else f"{claim.seeds} seeds"
-    models = f"{claim.first} − {claim.second}, {claim.of}"
+    models = f"{claim.of}: {claim.first} − {claim.second}"
     return (
         f'<li class="claim {kind}"><p class="said"><b>{escape(claim.name)}</b><span class="verdict">{word}</span></p>'
         f'<p class="gap">{claim.shown(claim.difference)} <small>{claim.unit}</small></p>{_axis(claim, low, high)}'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from latent_thoughts.stages.report.charts import COLOURS, DASHES, MARKERS, SHORT, Chart, Level, Series
+from latent_thoughts.stages.report.charts import Chart, Level, Series
+from latent_thoughts.stages.report.methods import DOTTED, METHODS, of
 from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, bound_name
 
 
@@ -28,6 +30,8 @@ def _spent(unit: float, *names: str) -> Callable[[Line], float | None]:
     return place
 
 
+# Of bounds with several K, which have one colour: the largest K first.
+LOOKS = (("-", "o"), ((0, (5, 2)), "s"), ((0, (2, 1)), "D"), ((0, (6, 2, 1, 2)), "^"), ((0, (8, 1)), "v"))
 ITERATION = Axis("iteration", "EM iteration", lambda line: float(line.iteration), points=False)
 DOCUMENTS = Axis("documents", "Documents", lambda line: line.documents or None)
 SAMPLES = Axis("samples", "K, thoughts sampled for each text", lambda line: float(line.samples), points=False)
@@ -100,29 +104,29 @@ def _name(metric: str, axis: Axis) -> str:
 
 
 def _answers(results: Results, axis: Axis, metric: str, title: str, caption: str) -> Chart:
-    found = [_main(results, method, metric, axis) for method in LOOPS]
+    found = [_main(path(results, method), method, metric, axis) for method in LOOPS]
     levels, points = _singles(results, metric, axis)
     shown = [s for s in (*points, *found) if s]
     group = axis.name if metric == "accuracy" else "known"
     return Chart(_name(metric, axis), group, title, caption, shown, levels, x=axis.label)
 
 
-def _main(results: Results, method: str, metric: str, axis: Axis) -> Series | None:
-    look = {"dash": DASHES[method], "marker": MARKERS[method]} if method in DASHES else {}
-    return series(path(results, method), metric, SHORT[method], COLOURS[method], axis, **look)
+def _main(line: list[Line], method: str, metric: str, axis: Axis) -> Series | None:
+    look = of(method)
+    return series(line, metric, look.short, look.colour, axis, dash=look.dash, marker=look.marker)
 
 
 def _singles(results: Results, metric: str, axis: Axis) -> tuple[list[Level], list[Series]]:
     """Models without iterations: horizontal lines, or points where they have a place on the axis."""
     levels, points = [], []
     for method in results.methods:
-        line = results.single(method)
-        if method in LOOPS or method not in SHORT or line is None or (m := line.mean(metric)) is None:
+        line, look = results.single(method), of(method)
+        if method in LOOPS or method not in METHODS or line is None or (m := line.mean(metric)) is None:
             continue
         if not axis.points:
-            levels.append(Level(SHORT[method], COLOURS[method], m.value, DASHES.get(method, "-")))
+            levels.append(Level(look.short, look.colour, m.value, look.dash, look.marker))
         elif method != "warm_start" or not any(results.main(loop) for loop in LOOPS):  # else a curve begins there
-            found = series([line], metric, SHORT[method], COLOURS[method], axis, marker=MARKERS.get(method, "o"))
+            found = _main([line], method, metric, axis)
             points += [found] if found else []
     return levels, points
 
@@ -131,13 +135,14 @@ def _likelihood(results: Results, axis: Axis) -> Chart:
     top = results.bounds[-1] if results.bounds else "1"
     found: list[Series | None] = []
     for method in LOOPS:
-        line, colour, name = path(results, method), COLOURS[method], SHORT[method]
-        for k in results.bounds if method == "em" and axis is ITERATION else [top]:
-            dash, marker = "-" if k == top else (0, (5, 2)), MARKERS.get(method, "o")
-            label = f"{name}, {bound_name(k)}"
-            found.append(series(line, f"bound_per_token.{k}", label, colour, axis, dash=dash, marker=marker))
-        if method == "em" and axis is ITERATION:
-            without = series(line, "nll_per_token", f"{name}, no thought", colour, dash=(0, (1, 1.5)), marker="")
+        line, look = path(results, method), of(method)
+        all_k = method == "em" and axis is ITERATION
+        looks = zip(reversed(results.bounds), itertools.cycle(LOOKS)) if all_k else [(top, (look.dash, look.marker))]
+        for k, (dash, marker) in looks:
+            label = f"{look.short}, {bound_name(k)}"
+            found.append(series(line, f"bound_per_token.{k}", label, look.colour, axis, dash=dash, marker=marker))
+        if all_k:
+            without = series(line, "nll_per_token", f"{look.short}, no thought", look.colour, dash=DOTTED, marker="x")
             found.append(_negative(without) if without else None)
     levels, points = _singles(results, f"bound_per_token.{top}", axis)
     shown = ("raw", "oracle")
@@ -161,9 +166,7 @@ def _negative(line: Series) -> Series:
 def _by_samples(results: Results, metric: str, title: str, caption: str) -> Chart:
     found = []
     for method in LOOPS:
-        finals = [results.loop(method, k)[-1] for k in results.samples(method)]
-        look = {"dash": DASHES[method], "marker": MARKERS[method]} if method in DASHES else {}
-        line = series(finals, metric, SHORT[method], COLOURS[method], SAMPLES, **look)
+        line = _main([results.loop(method, k)[-1] for k in results.samples(method)], method, metric, SAMPLES)
         if line and len(line.points) > 1:
             found.append(line)
     share = metric == "accuracy"
@@ -173,10 +176,10 @@ def _by_samples(results: Results, metric: str, title: str, caption: str) -> Char
 
 def _by_documents(results: Results) -> Chart:
     """Raw text of more and more documents, and where EM ends with those it had."""
-    line = series(results.cells, "accuracy", "raw text", COLOURS["raw"], DOCUMENTS)
+    line = series(results.cells, "accuracy", "raw text", of("raw").colour, DOCUMENTS)
     own = results.final("em") if line else None
     level = own.mean("accuracy") if own else None
-    levels = [Level(f"EM on {own.documents:,.0f}", COLOURS["em"], level.value)] if own and level else []
+    levels = [Level(f"EM on {own.documents:,.0f}", of("em").colour, level.value)] if own and level else []
     title, caption = "How much raw text it would take", "Share of right answers of raw text alone, by its documents."
     name, label = "accuracy_by_documents", DOCUMENTS.label
     return Chart(name, "known", title, caption, [line] if line else [], levels, x=label, log=True)

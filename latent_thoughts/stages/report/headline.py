@@ -7,34 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latent_thoughts.stages.report.differences import Difference, difference
+from latent_thoughts.stages.report.methods import of
 from latent_thoughts.stages.report.summary import Line, Mean, Results, percents
 
-IN_WORDS = {
-    "raw": "raw text",
-    "raw_tokens": "raw text for the same raw tokens",
-    "raw_flops": "raw text for the same compute",
-    "raw_repeat": "the warm start’s documents as raw text",
-    "raw_fresh": "all documents as raw text",
-    "wrap_baseline": "a teacher’s paraphrases",
-    "wrap_cot": "a teacher’s paraphrases with reasoning",
-    "warm_start": "the warm start it began with",
-    "warm_start_matched": "the warm start trained as long",
-    "em_paper": "EM with the paper’s E-step",
-    "oracle": "oracle thoughts",
-}
-TITLES = {
-    "raw": "raw text",
-    "raw_tokens": "raw text",
-    "raw_flops": "raw text",
-    "raw_repeat": "repeated raw text",
-    "raw_fresh": "fresh raw text",
-    "wrap_baseline": "paraphrases",
-    "wrap_cot": "paraphrases with reasoning",
-    "warm_start": "the warm start",
-    "warm_start_matched": "the warm start trained as long",
-    "em_paper": "EM with the paper’s E-step",
-    "oracle": "oracle thoughts",
-}
 # Whom EM is measured against first: longer training on the same given thoughts explains most lookalikes.
 RIVALS = ("warm_start_matched", "raw_flops", "raw_tokens", "warm_start")
 
@@ -70,7 +45,7 @@ def _metric(results: Results, em: Line | None) -> str | None:
 
 def _title(lines: list[Line], metric: str) -> str:
     """EM answers 96 % of held-out questions right, the warm start trained as long 54 %, raw text 12 %."""
-    found = [(TITLES.get(line.method, line.name), amount(m, metric)) for line in lines if (m := line.mean(metric))]
+    found = [(of(line.method).title, amount(m, metric)) for line in lines if (m := line.mean(metric))]
     (name, first), *others = found
     what = "Loss on held-out text (lower is better)" if metric == "nll_per_token" else "Held-out likelihood"
     begin = f"{name} answers {first} right" if metric == "accuracy" else f"{what}: {name} {first}"
@@ -89,7 +64,7 @@ def verdict(em: Line, rival: Line, metric: str) -> str | None:
     found = difference(em, rival, metric)
     if found is None:
         return None
-    name, sign = IN_WORDS.get(rival.method, rival.name), -1 if metric == "nll_per_token" else 1
+    name, sign = of(rival.method).in_words, -1 if metric == "nll_per_token" else 1
     evidence = _evidence(found, metric)
     where = " on these answers, one seed" if found.seeds == 1 and found.interval else ""
     if found.seeds == 2:

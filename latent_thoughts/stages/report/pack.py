@@ -70,7 +70,8 @@ def _pack_loop(loop: Loop, packed: Packed, texts: int, room: int) -> Json:
                 break
         if waiting:
             store()
-    return {"name": loop.name, "iterations": list(loop.steps), "index": packed.add(index.columns())}
+    told = {"name": loop.name, "iterations": list(loop.steps), "totals": loop.totals()}
+    return {**told, "index": packed.add(index.columns())}
 
 
 def _targets(documents: Sequence[Json]) -> int:

@@ -21,7 +21,7 @@ from latent_thoughts.stages.report import claims, table, texts
 from latent_thoughts.stages.report.headline import headline
 from latent_thoughts.stages.report.pack import TEXTS, pack
 from latent_thoughts.stages.report.plots import Drawn
-from latent_thoughts.stages.report.summary import LOOPS, Line, Results, percents
+from latent_thoughts.stages.report.summary import LOOPS, Line, Results
 from latent_thoughts.store import atomic
 
 STYLES = ("report.css", "reader.css")
@@ -57,7 +57,7 @@ def write_page(results: Results, folder: Path, figures: list[Drawn], kept: int =
         "health": _section("health", "Cost and health", figures),
         "hidden": "" if packed.any else " hidden",
         "recipe": escape(results.recipe_text or "recipe.yaml is missing"),
-        "versions": "".join(f"<div><dt>{escape(k)}</dt><dd>{_plain(v)}</dd></div>" for k, v in results.run.items()),
+        "versions": _versions(results.run),
         "overview": script_json(packed.overview),
         "blocks": "\n".join(
             f'<script type="text/plain" id="block-{n}">{block}</script>' for n, block in enumerate(packed.blocks)
@@ -94,6 +94,12 @@ def _plain(value: Any) -> str:
     return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
+def _versions(run: dict[str, Any]) -> str:
+    """What the run was made with; the seed of the recipe only where no seeds are told."""
+    shown = {name: value for name, value in run.items() if name != "seed" or not run.get("seeds")}
+    return "".join(f"<div><dt>{escape(k)}</dt><dd>{_plain(v)}</dd></div>" for k, v in shown.items())
+
+
 def _links(parts: dict[str, str], texts: bool) -> str:
     """The page's parts that there are."""
     there = {
@@ -108,7 +114,7 @@ def _links(parts: dict[str, str], texts: bool) -> str:
 
 
 def _tile(line: Line) -> str:
-    """One model's accuracy in large figures; none where it has no accuracy."""
+    """One model's accuracy in large figures, as in the table; none where it has no accuracy."""
     found = line.mean("accuracy")
     if found is None:
         return ""
@@ -116,12 +122,16 @@ def _tile(line: Line) -> str:
     after = f", iteration {line.iteration}" if line.method in LOOPS else ""
     return (
         f'<div class="tile m-{escape(line.method)}"><dt>{escape(line.name + after)}</dt>'
-        f"<dd>{percents(found.value)}<small>{error} %</small></dd></div>"
+        f"<dd>{100 * found.value:.1f}<small>{error} %</small></dd></div>"
     )
 
 
-def _table(shown: table.Table, label: str) -> str:
+def _scroll(wide: str, label: str) -> str:
     """Scrolls sideways on a small screen, by keyboard too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{wide}</div>'
+
+
+def _table(shown: table.Table, label: str) -> str:
     heads = "".join(f'<th scope="col" title="{escape(hint)}">{escape(head)}</th>' for head, hint in shown.heads)
     rows = []
     for method, emphasis, (name, *cells) in shown.lines:
@@ -129,10 +139,8 @@ def _table(shown: table.Table, label: str) -> str:
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         rows.append(f'<tr class="{kind}"><th scope="row"><i></i>{escape(name)}</th>{body}</tr>')
     notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table><thead><tr>{heads}</tr>'
-        f'</thead><tbody>{"".join(rows)}</tbody></table></div><ul class="notes">{notes}</ul>'
-    )
+    whole = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'{_scroll(whole, label)}<ul class="notes">{notes}</ul>'
 
 
 def _titled(title: str, shown: table.Table | None) -> str:
@@ -143,7 +151,9 @@ def _titled(title: str, shown: table.Table | None) -> str:
 
 
 def _figures(figures: Iterable[Drawn], against: str = "") -> str:
-    drawn = "".join(f"<figure>{f.svg}<figcaption>{escape(f.caption)}</figcaption></figure>" for f in figures)
+    drawn = "".join(
+        f"<figure>{_scroll(f.svg, f.title)}<figcaption>{escape(f.caption)}</figcaption></figure>" for f in figures
+    )
     mark = f' data-against="{against}"' if against else ""
     return f'<div class="figures"{mark}>{drawn}</div>' if drawn else ""
 

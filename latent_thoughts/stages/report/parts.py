@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from latent_thoughts.stages.report.charts import COLOURS, INK, PALETTE, SHORT, Bars, Chart, Dots, Figure, Level
+from latent_thoughts.stages.report.charts import Bars, Chart, Dots, Figure, Level
 from latent_thoughts.stages.report.curves import curves, path, series
+from latent_thoughts.stages.report.methods import DOTTED, INK, PALETTE, of
 from latent_thoughts.stages.report.summary import LOOPS, Results
 from latent_thoughts.stages.report.tasks import Task, tasks
 
-PARTS = (("sample", "sampling", PALETTE["em"]), ("train", "training", PALETTE["paper"]),
+PARTS = (("sample", "sampling", PALETTE["em"]), ("train", "training", PALETTE["second"]),
          ("evaluate", "evaluation", PALETTE["raw"]))  # fmt: skip
 
 
@@ -24,7 +25,7 @@ def _variants(results: Results) -> Dots:
     """Accuracy after the last iteration, with the recipe's settings and with one of them changed."""
     found = []
     if results.variants and (own := results.final("em")):
-        lines = [("as the recipe says", COLOURS["em"], own)]
+        lines = [("as the recipe says", PALETTE["em"], own)]
         lines += [(name.replace("_", " "), INK, results.variant(name)[-1]) for name in results.variants]
         found = [(label, colour, m) for label, colour, line in lines if (m := line.mean("accuracy"))]
     caption = "Share of right answers after the last iteration, with its standard error; one setting changed at a time."
@@ -41,7 +42,7 @@ def _cost(results: Results) -> Bars:
             continue
         amounts = [(label, c, m.value if (m := line.spent(f"seconds.{key}")) else 0.0) for key, label, c in PARTS]
         if any(amount for *_, amount in amounts):
-            rows.append((SHORT.get(method, method), amounts))
+            rows.append((of(method).short, amounts))
     slow = max((sum(a for *_, a in amounts) for _, amounts in rows), default=0)
     period, unit = (3600.0, "hours") if slow >= 7200 else (60.0, "minutes") if slow >= 120 else (1.0, "seconds")
     rows = [(label, [(part, c, a / period) for part, c, a in amounts]) for label, amounts in rows]
@@ -53,12 +54,12 @@ def _health(results: Results) -> list[Chart]:
     method = next((m for m in reversed(LOOPS) if results.main(m)), None)
     line = path(results, method) if method else []
     shares = [
-        ("accepted", "accepted", COLOURS["em"], "-"),
-        ("thought_correct_chosen", "data’s own, chosen", COLOURS["warm_start"], "-"),
-        ("thought_correct_sampled", "data’s own, sampled", COLOURS["warm_start"], (0, (4, 2))),
-        ("unfinished", "unfinished", COLOURS["raw_tokens"], (0, (1, 1.5))),
+        ("accepted", "accepted", PALETTE["em"], "-"),
+        ("thought_correct_chosen", "data’s own, chosen", PALETTE["given"], "-"),
+        ("thought_correct_sampled", "data’s own, sampled", PALETTE["given"], (0, (4, 2))),
+        ("unfinished", "unfinished", PALETTE["raw"], DOTTED),
     ]
-    draws = [("ess", "effective", COLOURS["em"], "-"), ("distinct", "distinct", COLOURS["em_paper"], (0, (4, 2)))]
+    draws = [("ess", "effective", PALETTE["em"], "-"), ("distinct", "distinct", PALETTE["second"], (0, (4, 2)))]
 
     def chart(name: str, title: str, caption: str, parts: Sequence[tuple[str, str, str, object]], share: bool) -> Chart:
         found = [series(line, metric, label, colour, dash=dash) for metric, label, colour, dash in parts]
@@ -69,8 +70,8 @@ def _health(results: Results) -> list[Chart]:
     caption = "Of K draws a text, how many differ, and how many count (effective sample size of the weights)."
     second = chart("health_draws", "Draws that count", caption, draws, False)
     if second.series:
-        second.levels.append(Level("drawn (K)", INK, line[-1].samples, (0, (1, 2))))
-    gain = [("gain_per_token", "gain", COLOURS["em"], "-")]
+        second.levels.append(Level("drawn (K)", INK, line[-1].samples, DOTTED))
+    gain = [("gain_per_token", "gain", PALETTE["em"], "-")]
     caption = "How much likelier the accepted thoughts make their text, nats per token of it."
     return [first, second, chart("health_gain", "Gain of accepted thoughts", caption, gain, False)]
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latent_thoughts.stages.report import svg
-from latent_thoughts.stages.report.charts import INK, PALETTE, Bars, Chart, Dots, Figure, Series
+from latent_thoughts.stages.report.charts import Bars, Chart, Dots, Figure, Series
+from latent_thoughts.stages.report.methods import INK, PALETTE
 from latent_thoughts.stages.report.parts import figures
-from latent_thoughts.stages.report.summary import Results, percents
+from latent_thoughts.stages.report.summary import Results
 from latent_thoughts.store import atomic
 
-SIZE = (5.1, 3.4)  # inches; small on purpose: scaled down to a phone's width its text can still be read
+SIZE = (5.1, 3.4)  # inches; small on purpose: at the width of the page's columns its text is as large as the page's
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -30,6 +32,9 @@ STYLE: dict[Any, Any] = {
 GAP = 0.072  # between two labels, as a share of the axes' height
 MUTED = 0.72
 LONGEST = 30  # characters of a name
+GLYPHS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "x": "×"}  # markers, before the names of their lines
+NAMED = 0.154  # of the figure's width, for the name of a part
+FEW = 0.25  # shares that are all below have a scale of their own
 MANY = 8  # iterations that have a tick each
 LEFT, RIGHT = 0.095, 0.36  # of the figure's width, for the scale (at least) and for the names
 
@@ -65,7 +70,11 @@ def write_figures(results: Results, folder: Path) -> list[Drawn]:
 
 def _name(text: str) -> dict[str, Any]:
     """A name as text, not as a formula; a model's may be a path."""
-    return {"s": text if len(text) <= LONGEST else f"…{text[-LONGEST:]}", "parse_math": False}
+    return {"s": _cut(text), "parse_math": False}
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
 
 
 def draw(chart: Figure) -> Any:
@@ -88,27 +97,30 @@ def _empty(chart: Figure, height: float = SIZE[1]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _fit(figure: Any, axes: Any, names: Sequence[Any]) -> None:
-    """Moves the axes' left edge to the right where the names before it, or the scale's figures, need more room."""
+def _fit(figure: Any, axes: Any, before: Sequence[Any], behind: Sequence[Any] = ()) -> None:
+    """Narrows the axes where the names before them, or the scale's figures, or the names behind need more room."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer, place = FigureCanvasAgg(figure).get_renderer(), axes.get_position()
-    widest = max((name.get_window_extent(renderer).width for name in names), default=0.0) / figure.bbox.width
-    left = max(place.x0, widest + 0.03)
-    axes.set_position((left, place.y0, place.x1 - left, place.height))
+
+    def widest(names: Sequence[Any]) -> float:
+        return max((name.get_window_extent(renderer).width for name in names), default=0.0) / figure.bbox.width
+
+    left, right = max(place.x0, widest(before) + 0.03), min(place.x1, 1 - widest(behind) - 0.03)
+    axes.set_position((left, place.y0, right - left, place.height))
 
 
 def _lines(chart: Chart) -> Any:
     figure, axes = _empty(chart)
-    labels = [(level.value, level.label, level.colour) for level in chart.levels]
+    labels = [(level.value, level.label, level.colour, level.marker) for level in chart.levels]
     for level in chart.levels:
-        axes.axhline(level.value, color=level.colour, linewidth=1.3, linestyle=level.dash, alpha=0.9, zorder=2)
+        axes.plot([0, 1], [level.value] * 2, transform=axes.get_yaxis_transform(), color=level.colour, zorder=2,
+                  linewidth=1.3, linestyle=level.dash, marker=level.marker, markersize=4, clip_on=False)  # fmt: skip
     for series in chart.series:
         _line(axes, series)
-        labels.append((series.points[-1][1].value, series.label, series.colour))
+        labels.append((series.points[-1][1].value, series.label, series.colour, series.marker))
     _frame(axes, chart)
-    _fit(figure, axes, axes.get_yticklabels())
-    _labels(axes, labels, chart.share)
+    _fit(figure, axes, axes.get_yticklabels(), _labels(axes, labels, chart.share))
     return figure
 
 
@@ -125,7 +137,9 @@ def _line(axes: Any, series: Series) -> None:
             axes.vlines(x, low, high, color=series.colour, linewidth=1.6, alpha=0.6, zorder=4)
     axes.plot(x, y, color=series.colour, linestyle=series.dash, linewidth=2.2, zorder=4)
     if series.marker:  # apart from the line, so that a dashed one has whole markers
-        axes.plot(x, y, color=series.colour, marker=series.marker, markersize=4.5, linestyle="none", zorder=5)
+        some = max(1, len(x) // MANY)
+        axes.plot(x, y, color=series.colour, marker=series.marker, markersize=4.5, markevery=some, linestyle="none",
+                  zorder=5)  # fmt: skip
 
 
 def _bare(axes: Any) -> None:
@@ -142,33 +156,69 @@ def _mute(axes: Any) -> None:
 
 
 def _frame(axes: Any, chart: Chart) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     _bare(axes)
     axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.8)
-    if chart.share:
-        axes.set_ylim(-0.02, 1.04)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
-    else:
+    _y_axis(axes, chart)
+    _x_axis(axes, chart)
+    _mute(axes)
+
+
+def _y_axis(axes: Any, chart: Chart) -> None:
+    """Shares from 0 to 100 %, or where all are few from 0 to the largest; others as far as they go."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not chart.share:
         axes.margins(y=0.08)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
+        return _alike(axes.yaxis)
+    most = max(_highest(chart), 0.01)
+    top = 1.0 if most >= FEW else 1.1 * most
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1] if top == 1 else MaxNLocator(5).tick_values(0, top))
+    axes.set_ylim(-0.02 * top, 1.04 * top)
+    return _alike(axes.yaxis, 100, " %")
+
+
+def _highest(chart: Chart) -> float:
+    """Of all that is drawn, errors and single seeds included."""
+    means = [m.value + (m.error or 0.0) for series in chart.series for _, m in series.points]
+    seeds = [y for series in chart.series for seed in series.seeds for _, y in seed]
+    return max([*means, *seeds, *(level.value for level in chart.levels)], default=0.0)
+
+
+def _x_axis(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     xs = sorted({x for series in chart.series for x, _ in series.points})
+    if not xs:
+        axes.set_xticks([])
+        return
     iterations = chart.x == "EM iteration"
     if chart.log:
         axes.set_xscale("log", base=2)
-    if chart.log or len(xs) == 1 or (iterations and len(xs) <= MANY):
-        axes.set_xticks(xs)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(MANY if iterations else 5, integer=iterations))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: "start" if v == 0 and iterations else f"{v:g}"))
-    if xs:
-        axes.set_xlabel(chart.x, labelpad=6)
-        axes.set_xlim(*_room(xs, chart.log))
-    else:
-        axes.set_xticks([])
-    _mute(axes)
+    ticks = xs
+    if not (chart.log or len(xs) == 1 or (iterations and len(xs) <= MANY)):
+        found = MaxNLocator(MANY if iterations else 5, integer=iterations).tick_values(xs[0], xs[-1])
+        ticks = [tick for tick in found if xs[0] <= tick <= xs[-1]]
+    axes.set_xticks(ticks)
+    axes.minorticks_off()
+    axes.set_xlabel(chart.x, labelpad=6)
+    axes.set_xlim(*_room(xs, chart.log))
+    _alike(axes.xaxis)
+    if iterations and xs[0] == 0:
+        axes.set_xticks(ticks, ["start", *(f"{tick:.0f}" for tick in ticks[1:])])
+
+
+def _alike(axis: Any, scale: float = 1, unit: str = "") -> None:
+    """Figures of an axis with as many decimals as its ticks need, the same for all."""
+    from matplotlib.ticker import FuncFormatter
+
+    ticks = axis.get_majorticklocs()
+    decimals = max((len(f"{scale * tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks), default=0)
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _minus(f"{scale * v:.{decimals}f}{unit}")))
+
+
+def _minus(figure: str) -> str:
+    return figure.replace("-", "−")
 
 
 def _room(xs: list[float], log: bool) -> tuple[float, float]:
@@ -179,10 +229,11 @@ def _room(xs: list[float], log: bool) -> tuple[float, float]:
     return xs[0] - pad, xs[-1] + pad
 
 
-def _labels(axes: Any, labels: list[tuple[float, str, str]], share: bool) -> None:
-    """Names and values beside the lines' ends, pushed apart where they would overlap."""
+def _labels(axes: Any, labels: list[tuple[float, str, str, str]], share: bool) -> list[Any]:
+    """Markers, values and names beside the lines' ends, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
-    wanted = sorted(((value - low) / (high - low), value, label, colour) for value, label, colour in labels)
+    wanted = sorted(((value - low) / (high - low), value, *look) for value, *look in labels)
+    decimals = 1 if share else _decimals([value for value, *_ in labels])
     places: list[float] = []
     for place, *_ in wanted:
         places.append(max(place, places[-1] + GAP) if places else max(place, 0.0))
@@ -191,17 +242,23 @@ def _labels(axes: Any, labels: list[tuple[float, str, str]], share: bool) -> Non
     for n in reversed(range(len(places))):
         places[n] = min(places[n], ceiling)
         ceiling = places[n] - GAP
-    for shown, (place, value, label, colour) in zip(places, wanted, strict=True):
-        figure = (f"{percents(value)} %" if share else _short(value)).replace("-", "−")
+    names = []
+    for shown, (place, value, label, colour, marker) in zip(places, wanted, strict=True):
+        figure = _minus(f"{100 * value:.1f} %" if share else f"{value:.{decimals}f}")
         axes.plot([1.005, 1.03], [place, shown], transform=axes.transAxes, color=colour, linewidth=0.8,
                   clip_on=False, alpha=0.8)  # fmt: skip
-        axes.text(1.04, shown, **_name(f"{figure}  {label}"), transform=axes.transAxes, color=colour,
-                  fontsize=8.6, va="center", ha="left")  # fmt: skip
+        name = f"{GLYPHS.get(marker, '')} {figure}  {_cut(label)}".lstrip()
+        look = {"parse_math": False, "color": colour, "fontsize": 8.6, "va": "center"}
+        names.append(axes.text(1.04, shown, name, transform=axes.transAxes, **look))
+    return names
 
 
-def _short(value: float) -> str:
-    """Two decimals, or as many as a small figure needs for three digits."""
-    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}".removesuffix(".00")
+def _decimals(values: list[float]) -> int:
+    """Of figures that stand together: none where all are whole, else two, or what the smallest needs for two digits."""
+    if all(value == round(value) for value in values):
+        return 0
+    smallest = min(abs(value) for value in values if value)
+    return max(2, min(6, 1 - math.floor(math.log10(smallest))))
 
 
 def _bars(chart: Bars) -> Any:
@@ -219,8 +276,9 @@ def _bars(chart: Bars) -> Any:
     _fit(figure, axes, names)
     named = list(dict.fromkeys((part, colour) for _, parts in chart.rows for part, colour, _ in parts))
     left, top = axes.get_position().x0, blended_transform_factory(figure.transFigure, axes.transAxes)
+    left = min(left, 0.97 - NAMED * len(named))
     for n, (part, colour) in enumerate(named):
-        axes.text(left + n * 0.154, 1.0, f"■ {part}", transform=top, color=colour, fontsize=8.6, va="top")
+        axes.text(left + n * NAMED, 1.0, f"■ {part}", transform=top, color=colour, fontsize=8.6, va="top")
     _bare(axes)
     axes.set_yticks([])
     axes.set_ylim(-0.6, len(chart.rows) + 0.35)  # room for the names of the parts
@@ -237,7 +295,6 @@ def _before(axes: Any, y: float, label: str, **look: Any) -> Any:
 
 
 def _dots(chart: Dots) -> Any:
-    from matplotlib.ticker import FuncFormatter
     from matplotlib.transforms import blended_transform_factory
 
     lines = sum(len(rows) + 1.3 for _, rows in chart.blocks)
@@ -261,6 +318,6 @@ def _dots(chart: Dots) -> Any:
     axes.set_ylim(y - 0.8, 0)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.grid(axis="x", color=INK, alpha=0.13, linewidth=0.8)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
+    _alike(axes.xaxis, 100, " %")
     _mute(axes)
     return figure

@@ -15,41 +15,13 @@ import numpy as np
 
 from latent_thoughts.config import PRESETS
 from latent_thoughts.places import content
+from latent_thoughts.stages.report.methods import METHODS, of
 from latent_thoughts.store import read_json
 from latent_thoughts.types import UserError
 
 Row = dict[str, Any]
 
-LONGEST = 60  # characters of a method's name
 LOOPS = ("em_paper", "em")  # methods with iterations
-NAMES = {
-    "raw": "Raw text",
-    "raw_tokens": "Raw text, same raw tokens",
-    "raw_flops": "Raw text, same compute",
-    "raw_repeat": "Raw text, repeated",
-    "raw_fresh": "Raw text, fresh",
-    "wrap_baseline": "Paraphrases",
-    "wrap_cot": "Paraphrases with reasoning",
-    "warm_start": "Warm start",
-    "warm_start_matched": "Warm start, as long as EM",
-    "em_paper": "EM, paper’s E-step",
-    "em": "EM",
-    "oracle": "Oracle thoughts",
-}
-MEANINGS = {
-    "raw": "the documents without thoughts, trained as the recipe says",
-    "raw_tokens": "the documents without thoughts, for as many raw tokens as the whole EM run",
-    "raw_flops": "the documents without thoughts, for as many tokens in all as the whole EM run",
-    "raw_repeat": "the warm start’s documents without their thoughts, for as many tokens as the warm start",
-    "raw_fresh": "all documents without thoughts, for as many tokens as the warm start",
-    "wrap_baseline": "a teacher’s paraphrases of the warm start’s documents, for as many tokens as the warm start",
-    "wrap_cot": "a teacher’s paraphrases with reasoning written out, for as many tokens as the warm start",
-    "warm_start": "the few documents whose thoughts are given; where EM starts",
-    "warm_start_matched": "the same few documents, for as many steps as the whole EM run",
-    "em_paper": "EM whose E-step draws from the posterior alone and keeps every chosen thought",
-    "em": "the model thinks of thoughts for the other documents itself, and is trained on them",
-    "oracle": "the data’s own thoughts for every document: what perfect thoughts would give",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +76,8 @@ class Line:
 
     @property
     def name(self) -> str:
-        """For a reader; a method that is not ours may be called by a path, of which the end says most."""
-        name = NAMES.get(self.method, self.method)
-        return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
+        """For a reader."""
+        return of(self.method).name
 
     @property
     def documents(self) -> float:
@@ -220,9 +191,9 @@ class Results:
 
     @property
     def methods(self) -> list[str]:
-        """In the order of NAMES; methods that this page does not know come last."""
+        """In the order of METHODS; methods that this page does not know come last."""
         there = dict.fromkeys(str(r.get("method")) for r in self._own)
-        return [m for m in NAMES if m in there] + [m for m in there if m not in NAMES]
+        return [m for m in METHODS if m in there] + [m for m in there if m not in METHODS]
 
     @property
     def has_sample_comparison(self) -> bool:
@@ -243,7 +214,10 @@ def load(folder: Path) -> Results:
 
     path = folder / "results.json"
     if not path.exists():
-        raise UserError(f"{folder} holds no results.json: run latent-thoughts em or demo first")
+        raise UserError(
+            f"{folder} holds no results.json: latent-thoughts em, demo and experiment write it at their end; where you "
+            "go stage by stage, latent-thoughts evaluate shows the figures of an iteration"
+        )
     found = read_json(path)
     rows = found.get("rows") if isinstance(found, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

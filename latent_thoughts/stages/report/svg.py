@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from latent_thoughts.stages.report.charts import INK
+from latent_thoughts.stages.report.methods import INK
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 THEME = f"svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:#e8eaed;filter:brightness(1.35)}}}}"

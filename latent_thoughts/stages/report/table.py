@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_thoughts.stages.report.differences import difference, points
+from latent_thoughts.stages.report.methods import METHODS
 from latent_thoughts.stages.report.summary import (
     LOOPS,
-    MEANINGS,
-    NAMES,
     Line,
     Mean,
     Results,
@@ -245,7 +244,7 @@ def tasks_table(results: Results) -> Table | None:
 
 def meanings(results: Results) -> list[tuple[str, str, str]]:
     """(method, name, what it is) of the methods that were run."""
-    return [(m, NAMES[m], MEANINGS[m]) for m in results.methods if m in NAMES]
+    return [(m, METHODS[m].name, METHODS[m].meaning) for m in results.methods if m in METHODS]
 
 
 def show(results: Results) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_thoughts.config.evaluate import how
-from latent_thoughts.stages.report.charts import COLOURS, DASHES, INK, MARKERS, Series
+from latent_thoughts.stages.report.charts import Series
+from latent_thoughts.stages.report.methods import of
 from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, mean
 
 Key = tuple[str, str]  # task, and how it was asked
@@ -31,12 +32,12 @@ class Model:
 
     @property
     def colour(self) -> str:
-        return COLOURS.get(self.method, INK)
+        return of(self.method).colour
 
     def curve(self) -> Series | None:
         points = [(float(r.budget), r.accuracy) for r in self.results if r.budget is not None]
-        look = DASHES.get(self.method, "-"), MARKERS.get(self.method, "o")
-        return Series(self.name, self.colour, points, [], *look) if len(points) > 1 else None
+        look = of(self.method)
+        return Series(self.name, self.colour, points, [], look.dash, look.marker) if len(points) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 
 from latent_thoughts import weights
 from latent_thoughts.places import seekable
-from latent_thoughts.stages.report.summary import LOOPS, NAMES, Results
+from latent_thoughts.stages.report.methods import METHODS, of
+from latent_thoughts.stages.report.summary import LOOPS, Results
 from latent_thoughts.types import UserError
 
 CLIP = 20_000  # characters of one text
@@ -41,6 +43,10 @@ class Loop:
             document = _document(row, drawn)
             if any(chunk["steps"] for chunk in document["chunks"]):
                 yield document
+
+    def totals(self) -> Json:
+        """How many texts every E-step thought about."""
+        return {str(n): sum(map(_count, folder.glob("posterior-*.parquet"))) for n, folder in self.steps.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +78,35 @@ def _loop(run: Path, method: str, results: Results) -> Loop:
     root = run if method == "em" else run / "baselines" / method
     folders = {line.iteration: root / f"iter_{line.iteration:02}" / "sample" for line in results.main(method)}
     there = {n: folder for n, folder in folders.items() if any(folder.glob("posterior-*.parquet"))}
-    return Loop(NAMES[method], run / "prepare", there)
+    return Loop(of(method).name, run / "prepare", there)
 
 
 def _rows(path: Path, columns: list[str] | None = None) -> Iterator[Json]:
     """Rows of one shard, read a few at a time; none where there is no such shard."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.exists():
         return
-    try:
+    with _sound(path):
         for batch in pq.ParquetFile(seekable(path)).iter_batches(256, columns=columns, use_threads=False):
             yield from batch.to_pylist()
+
+
+def _count(path: Path) -> int:
+    """Rows of one shard."""
+    import pyarrow.parquet as pq
+
+    with _sound(path):
+        return pq.ParquetFile(seekable(path)).metadata.num_rows
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """What fails inside is the shard's damage."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"shard {path} is damaged ({str(error).splitlines()[0]}): run that stage again") from None
 
@@ -150,12 +172,13 @@ def clip(text: str | None, limit: int = CLIP, end: bool = False) -> Any:
 def _answers(run: Path, results: Results, limit: int) -> Json:
     """Held-out questions, spread evenly over what was asked, with every model's answer."""
     texts: dict[str, Json] = {}
-    models = []
+    models, total = [], 0
     for name, path in _models(run, results):
         rows = list(_rows(path))
         if not rows:
             continue
         if not texts:
+            total = len(rows)
             texts = {r["doc_id"]: _asked(r) for r in rows[:: math.ceil(len(rows) / limit)]}
         for row in rows:
             if row["doc_id"] in texts:
@@ -163,7 +186,7 @@ def _answers(run: Path, results: Results, limit: int) -> Json:
                 answer["same"] = None if row["oracle"] is None else row["thought"] == row["oracle"]
                 texts[row["doc_id"]]["by"][str(len(models))] = answer
         models.append(name)
-    return {"models": models, "texts": list(texts.values())}
+    return {"models": models, "texts": list(texts.values()), "total": total}
 
 
 def _asked(row: Json) -> Json:
@@ -184,7 +207,7 @@ def _models(run: Path, results: Results) -> Iterator[tuple[str, Path]]:
         if method in LOOPS:
             for line in results.main(method):
                 folder = root / f"iter_{line.iteration:02}"
-                yield f"{NAMES[method]}, iteration {line.iteration}", folder / "evaluate" / "answers.parquet"
-        elif method in NAMES:
+                yield f"{of(method).name}, iteration {line.iteration}", folder / "evaluate" / "answers.parquet"
+        elif method in METHODS:
             folder = root / "iter_00" if method == "warm_start" else root
-            yield NAMES[method], folder / "evaluate" / "answers.parquet"
+            yield of(method).name, folder / "evaluate" / "answers.parquet"

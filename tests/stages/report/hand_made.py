@@ -54,14 +54,14 @@ def parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
-def add_texts(run: Path, words: str = "in den .") -> None:
+def add_texts(run: Path, words: str = "in den .", name: str | None = None) -> None:
     """One corpus document with two iterations of draws, and one answer of the warm start and of EM."""
     meta = json.dumps({"known": False, "oracle": {"1": words}})
     chunks = [
         {"start": 0, "text": f"where? {words}", "ids": [1], "target": False, "thoughts": []},
         {"start": 9, "text": f"there {words}", "ids": [2], "target": True, "thoughts": []},
     ]
-    document = {"id": words, "source": "raw", "meta": meta, "chunks": chunks}
+    document = {"id": name or words, "source": "raw", "meta": meta, "chunks": chunks}
     parquet(run / "prepare" / "corpus-00000.parquet", [document], DOCUMENTS)
     scores = {"log_posterior": -1.0, "log_prior": -1.0, "log_x": -1.0, "log_q": -1.0}
     for iteration, chosen in ((1, -1), (2, 1)):
@@ -71,7 +71,7 @@ def add_texts(run: Path, words: str = "in den .") -> None:
             {"ids": [5], "proposal": "prior", "finished": True, "text": words, **scores},
             {"ids": [6], "proposal": "prior", "finished": True, "text": "elsewhere", **scores},
         ]
-        posterior = {"doc_id": words, "chunk_index": 1, "context_ids": [1], "chunk_ids": [2], "draws": draws,
+        posterior = {"doc_id": name or words, "chunk_index": 1, "context_ids": [1], "chunk_ids": [2], "draws": draws,
                      "log_weights": [-math.inf, 0.0, 0.0, math.log(2)], "gains": [-math.inf, 1.5, 1.5, -0.25],
                      "ess": 2.67, "distinct": 2, "chosen": chosen, "raw_logprob": -3.0}  # fmt: skip
         parquet(run / f"iter_{iteration:02}" / "sample" / "posterior-00000.parquet", [posterior], POSTERIORS)

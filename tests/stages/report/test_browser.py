@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_made import add_many, add_texts, em_row, row, save
+from hand_made import add_many, add_texts, em_row, parquet, row, save
 
+from latent_thoughts.data.records import DOCUMENTS
+from latent_thoughts.stages.evaluate.held_out import ANSWERS
 from latent_thoughts.stages.report import report
 
 pytestmark = pytest.mark.browser
@@ -40,6 +42,30 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "recipe.yaml").write_text(f"# {HOSTILE}\n", encoding="utf-8")
     add_texts(run, HOSTILE)
     report(run)
+    return run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with a thought of 24,000 characters, which has been cut, about a text as long; and 30 of 60 answers."""
+    run = save(tmp_path_factory.mktemp("long"), [row("warm_start"), em_row(iteration=1), em_row(iteration=2)])
+    add_texts(run, " ".join(f"step {n:6}" for n in range(2000)), "long")
+    answer = {"question": "where?", "thought": "there", "text": "hall", "answer": "hall", "gold": "den", "oracle": None,
+              "right": False, "known": None}  # fmt: skip
+    answers = [{"doc_id": f"h{n}", **answer} for n in range(60)]
+    parquet(run / "iter_02" / "evaluate" / "answers.parquet", answers, ANSWERS)
+    (run / "iter_00" / "evaluate" / "answers.parquet").unlink()
+    report(run)
+    return run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with 40 iterations, and 6 of 10 texts."""
+    rows = [row("warm_start"), *(em_row(iteration=n) for n in range(1, 41))]
+    run = save(tmp_path_factory.mktemp("many"), rows)
+    add_many(run, 5, iterations=40, chunks=2, draws=2)
+    report(run, 6)
     return run / "report.html"
 
 
@@ -100,8 +126,10 @@ def test_filters_search_and_order(big: Path, opened: Open) -> None:
     assert status(page) == "5,000 of 10,000 texts"
     page.select_option("#choose-show", "all")
     page.fill("#search", "thought 17.3")
-    assert status(page) == "1 of 10,000 texts"
+    assert status(page) == "1 of 10,000 texts · still searching"
+    page.locator(".status", has_text=re.compile("^1 of 10,000 texts$")).wait_for()
     page.fill("#search", "no such words")
+    assert status(page) == "0 of 10,000 texts"
     assert page.inner_text(".place b") == "Nothing matches"
     page.fill("#search", "")
     page.click(".toggle")
@@ -200,6 +228,101 @@ def test_a_right_to_left_thought_runs_from_the_right(tmp_path: Path, opened: Ope
     thought = page.locator(".draw .text").first
     assert thought.text_content() == "שלום עולם 🏰"
     assert thought.evaluate("node => getComputedStyle(node).direction") == "rtl"
+
+
+def test_a_right_to_left_document_does_too(tmp_path: Path, opened: Open) -> None:
+    run = save(tmp_path, [row("warm_start"), em_row(iteration=1), em_row(iteration=2)])
+    add_texts(run, "שלום")
+    words = [{"start": n, "text": "שלום עולם 🏰 ", "ids": [1], "target": n > 0, "thoughts": []} for n in (0, 1)]
+    document = {"id": "שלום", "source": "raw", "meta": "{}", "chunks": words}
+    parquet(run / "prepare" / "corpus-00000.parquet", [document], DOCUMENTS)
+    report(run)
+    page = opened(run / "report.html")
+    place = "node => node.getBoundingClientRect()"
+    whole = page.locator(".document").evaluate(place)
+    for part in (page.locator(".document .chunk").last, page.locator(".document .thought .text")):
+        assert whole["right"] - part.evaluate(place)["right"] < 20
+    label = page.locator(".document .thought .label").evaluate("node => getComputedStyle(node).direction")
+    assert label == "ltr"
+
+
+def test_a_cut_thought_says_so_and_is_found_by_what_is_not_shown(long: Path, opened: Open) -> None:
+    page = opened(long)
+    thoughts = page.locator(".through .text")
+    assert thoughts.count() == 2
+    for shown in thoughts.all_inner_texts():
+        assert shown.startswith("step      0") and len(shown) < 1700
+        assert re.search(r"… 18,\d{3} more characters$", shown)
+    page.fill("#search", "step   1500")  # behind the beginnings that the index has
+    page.locator(".status", has_text=re.compile("^1 of 1 texts$")).wait_for()
+    page.fill("#search", "step   1999")  # was cut away
+    assert status(page) == "0 of 1 texts"
+
+
+def test_the_page_says_of_how_much_it_carries_a_part(long: Path, many: Path, opened: Open) -> None:
+    page = opened(many)
+    assert status(page) == "6 of 6 texts here, of 10 thought about"
+    page = opened(long)
+    assert status(page) == "1 of 1 texts"
+    page.locator(".tabs button", has_text="Held-out answers").click()
+    page.locator(".models li").first.wait_for()
+    assert status(page) == "30 of 30 questions here, of 60 asked"
+    assert page.locator(".legend").is_hidden()  # of gains; here the colours are of right and wrong
+    page.locator(".tabs button", has_text="Thoughts").click()
+    page.locator(".document .thought").first.wait_for()
+    assert page.locator(".legend").is_visible()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_40_iterations_have_room_on_the_slider(many: Path, opened: Open, size: tuple[int, int]) -> None:
+    page = opened(many, size)
+    marks = page.locator(".marks span")
+    seen = "marks => marks.filter(m => getComputedStyle(m).visibility === 'visible').map(m => m.textContent)"
+    for chosen, told in (("20", ["1", "21", "40"]), ("38", ["1", "39"]), ("0", ["1", "40"])):
+        page.fill("#turn", chosen)
+        assert marks.evaluate_all(seen) == told
+        assert page.locator(".marks .now").text_content() == str(int(chosen) + 1)
+    slider, reader = (page.locator(name).bounding_box() for name in ("#turn", "#reader"))
+    assert slider["x"] + slider["width"] <= reader["x"] + reader["width"]
+
+
+def test_buttons_in_texts_look_as_they_should(big: Path, opened: Open) -> None:
+    page = opened(big)
+    look = "(node, name) => getComputedStyle(node)[name]"
+    go = page.locator(".thought .go").first
+    assert (go.evaluate(look, "color"), go.evaluate(look, "fontSize")) == ("rgb(31, 92, 184)", "13.44px")
+    page.select_option("#choose-show", "rejected")
+    none = page.locator(".thought.now.none")
+    assert none.evaluate(look, "borderLeftStyle") == "dotted" and none.evaluate(look, "borderTopWidth") == "0px"
+    page.click(".toggle")
+    ends = page.locator("[data-name=length] input").all()
+    assert [end.get_attribute("placeholder") for end in ends] == ["3", "6"]  # tokens are whole
+    assert page.locator("[data-name=gain] input").first.get_attribute("placeholder") == "−0.50"
+
+
+@pytest.mark.parametrize("size", [(320, 640), SIZES[1]])
+def test_figures_can_be_read_on_a_phone(big: Path, opened: Open, size: tuple[int, int]) -> None:
+    """By scrolling them, not the page."""
+    page = opened(big, size)
+    figure = page.locator("figure:visible").first
+    assert figure.locator("svg").bounding_box()["width"] >= 520
+    assert figure.bounding_box()["width"] < size[0]
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    region = figure.get_by_role("region")
+    region.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)  # it glides
+    assert region.evaluate("node => node.scrollLeft") > 0
+
+
+def test_tables_are_whole_in_print(tmp_path: Path, opened: Open) -> None:
+    run = save(tmp_path, [row("warm_start"), em_row(accuracy_known=0.5, accuracy_unknown=0.25)])
+    add_texts(run)
+    report(run)
+    page = opened(run / "report.html", (700, 900))
+    page.emulate_media(media="print")
+    for table in page.locator("table").all():
+        assert table.bounding_box()["width"] <= 664
 
 
 def test_the_policy_forbids_what_the_page_never_does(big: Path, chromium: Any) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from hand_made import add_many, add_texts, em_row, results, row, save
 
+from latent_thoughts import em
 from latent_thoughts.stages.report import claims, pack, parts, plots, summary, table, texts
 from latent_thoughts.stages.report import report as write
+from latent_thoughts.stages.report.methods import METHODS
 from latent_thoughts.stages.report.page import script_json
 from latent_thoughts.types import UserError
 
@@ -67,7 +69,7 @@ class Page(HTMLParser):
 def test_a_folder_without_results_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no results\.json") as error:
         write(tmp_path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "latent-thoughts evaluate" in str(error.value)
     (tmp_path / "results.json").write_text("[1]")
     with pytest.raises(UserError, match="holds no rows"):
         write(tmp_path)
@@ -144,6 +146,25 @@ def test_the_index_tells_what_the_list_shows(tmp_path: Path) -> None:
     assert step == {"thought": "thought 5.2 0 0", "accepted": False, "same": None, "gain": 0.0, "ess": 2.0, "length": 2}
 
 
+def test_the_page_tells_of_how_much_it_carries_a_part(tmp_path: Path) -> None:
+    run = save(tmp_path, [row("warm_start"), *(em_row(iteration=n) for n in (1, 2))])
+    add_texts(run)
+    add_many(run, 40, iterations=2)
+    write(run, 20)
+    (seed,) = Page(run / "report.html").seeds
+    assert len(seed["loops"][0]["index"]["texts"]["text"]) == 20
+    assert seed["loops"][0]["totals"] == {"1": 160, "2": 160}
+    assert seed["answers"]["total"] == len(seed["answers"]["texts"]) == 1
+
+
+def test_tiles_are_no_rounder_than_their_errors(tmp_path: Path) -> None:
+    run = save(tmp_path, [em_row(seed=s, accuracy=a) for s, a in ((0, 0.11), (1, 0.12))], seeds=[0, 1], seed=0)
+    write(run)
+    said = Page(run / "report.html").text
+    assert "EM, iteration 111.5 ± 0.5 %" in said
+    assert "seeds0, 1" in said and "seed0" not in said
+
+
 def test_the_page_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save(tmp_path, [em_row(iteration=n) for n in (1, 2)])
     add_many(run, 60, iterations=2)
@@ -169,12 +190,27 @@ def test_claims_stand_on_the_page_with_their_verdicts(tmp_path: Path) -> None:
     write(run)
     said = Page(run / "report.html").text
     assert "Thoughts <beat> rawholds+41.0 points" in said
-    assert "em − cell <b>, accuracy95 % interval +30.0 to +52.0 · 5 seeds" in said
+    assert "Accuracy: EM − <b>95 % interval +30.0 to +52.0 · 5 seeds" in said
     verdict(run, holds=False, difference=-0.1, ci95=[-0.3, 0.1], metric="bound_per_token.4")
     write(run)
     said = Page(run / "report.html").text
     assert "Thoughts <beat> rawnot shown−0.100 nats per token" in said
-    assert "em − cell <b>, L₄95 % interval −0.300 to +0.100" in said
+    assert "L₄: EM − <b>95 % interval −0.300 to +0.100" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("em_beats_the_papers_e_step", "EM beats the paper’s E-step"),
+        ("the_last_iteration_beats_the_first", "The last iteration beats the first"),
+    ],
+)
+def test_claims_are_spelt_as_words(tmp_path: Path, name: str, shown: str) -> None:
+    claim = {"holds": True, "difference": 0.4, "ci95": [0.3, 0.5], "n_seeds": 2, "metric": "accuracy"}
+    models = {"first": "em K=16", "second": "variant accept_all"}
+    (tmp_path / "verdict.json").write_text(json.dumps({"claims": {name: claim | models}}), encoding="utf-8")
+    (found,) = claims.read(tmp_path)
+    assert (found.name, found.first, found.second) == (shown, "EM K=16", "accept all")
 
 
 def test_claims_in_one_unit_share_an_axis() -> None:
@@ -268,27 +304,66 @@ def test_figures_are_written_and_take_the_pages_colour(tmp_path: Path) -> None:
     assert all("style=" not in figure.svg and "currentColor" in figure.svg for figure in drawn)
 
 
-def texts_of(figure: Any) -> dict[str, float]:
-    """Every text of a figure that was drawn, with where it begins, as a share of the figure's width."""
+def texts_of(figure: Any) -> set[str]:
+    """Every text of a figure that was drawn; none of them begins or ends outside."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
-    return {t.get_text(): t.get_window_extent(canvas.get_renderer()).x0 / figure.bbox.width for t in shown}
+    places = [text.get_window_extent(canvas.get_renderer()) for text in shown]
+    assert all(place.x0 > 0 and place.x1 <= figure.bbox.width for place in places)
+    return {text.get_text() for text in shown}
 
 
 def test_small_gains_and_single_iterations_can_be_read(tmp_path: Path) -> None:
     found = results(tmp_path, [em_row(gain_per_token=0.0032)])
     chart = next(f for f in parts.figures(found) if f.name == "health_gain")
     shown = texts_of(plots.draw(chart))
-    assert "0.0032  gain" in shown
-    assert {"0.0032", "1"} <= set(shown) and not [text for text in shown if text.startswith(("0.9", "1."))]
-    assert min(shown.values()) > 0  # nothing is cut off
+    assert "● 0.0032  gain" in shown
+    assert {"0.00320", "1"} <= shown and not [text for text in shown if text.startswith(("0.9", "1."))]
     several = results(tmp_path, [row("warm_start"), *(em_row(iteration=n) for n in (1, 2))])
     shown = texts_of(plots.draw(next(f for f in parts.figures(several) if f.name == "accuracy")))
-    assert {"start", "1", "2", "100 %"} <= set(shown) and "0.5" not in shown
+    assert {"start", "1", "2", "100 %"} <= shown and "0.5" not in shown
+
+
+def drawn(tmp_path: Path, name: str, rows: list[dict[str, Any]]) -> set[str]:
+    """The texts of one figure."""
+    found = next(figure for figure in parts.figures(results(tmp_path, rows)) if figure.name == name)
+    return texts_of(plots.draw(found))
+
+
+def test_accuracies_that_round_alike_are_told_apart(tmp_path: Path) -> None:
+    shown = drawn(tmp_path, "accuracy", [row("oracle", accuracy=0.115), em_row(accuracy=0.12), row("raw", accuracy=1)])
+    assert {"▲ 11.5 %  oracle thoughts", "● 12.0 %  EM", "● 100.0 %  raw text"} <= shown
+
+
+def test_few_right_answers_have_a_scale_of_their_own(tmp_path: Path) -> None:
+    few = [row("warm_start", accuracy=0.03, accuracy_n=1000), em_row(accuracy=0.05, accuracy_n=1000)]
+    assert {"0.0 %", "4.5 %"} <= drawn(tmp_path, "accuracy", few)
+    assert "100 %" in drawn(tmp_path, "accuracy", [*few, row("oracle", accuracy=0.3)])
+    assert {"0.00 %", "1.00 %"} <= drawn(tmp_path, "accuracy", [em_row(accuracy=0.0)])
+
+
+def test_many_iterations_begin_where_the_first_is(tmp_path: Path) -> None:
+    many = [em_row(iteration=n) for n in range(1, 41)]
+    shown = drawn(tmp_path, "accuracy", many)
+    assert {"5", "40"} <= shown and not {"start", "0"} & shown
+    assert {"start", "5", "40"} <= drawn(tmp_path, "accuracy", [row("warm_start"), *many])
+
+
+def test_figures_that_stand_together_have_the_same_decimals(tmp_path: Path) -> None:
+    bounds = {"1": -1.0, "2": -1.05, "4": -0.5, "8": -0.25, "16": -0.125}
+    shown = drawn(tmp_path, "bound", [em_row(iteration=n, bound_per_token=bounds) for n in (1, 2)])
+    assert {"▼ −1.00  EM, L₁", "▲ −1.05  EM, L₂", "● −0.12  EM, L₁₆", "× −1.25  EM, no thought"} <= shown
+    assert len({len(text) for text in shown if re.fullmatch(r"−[\d.]+", text)}) == 1
+
+
+def test_methods_that_share_a_colour_differ_in_dash_or_marker() -> None:
+    looks = [(look.colour, look.marker) for look in METHODS.values()]
+    assert len(set(looks)) == len(looks)
+    assert set(METHODS) == set(em.METHODS)
 
 
 @pytest.mark.parametrize("name", ["tasks", "cost"])
@@ -297,7 +372,7 @@ def test_long_names_keep_their_first_letters(tmp_path: Path, name: str) -> None:
     rows = [row(m, tasks=[task(0.3)]) for m in ("warm_start_matched", model)]
     chart = next(f for f in parts.figures(results(tmp_path, rows)) if f.name == name)
     shown = texts_of(plots.draw(chart))
-    assert min(shown.values()) > 0 and any(text.endswith("m" * 30) for text in shown)
+    assert any(text.endswith("m" * 30) for text in shown)
 
 
 @pytest.mark.parametrize(

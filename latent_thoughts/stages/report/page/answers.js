@@ -3,6 +3,8 @@
 class Answers {
   name = "Held-out answers";
   what = "questions";
+  asked = "asked";
+  whole = true; // the search has all there is from the start
   ranges = [];
 
   static there = () => overview.seeds.some((seed) => seed.answers !== null);
@@ -12,8 +14,9 @@ class Answers {
   }
 
   async load() {
-    const { models, texts } = this.block === null ? { models: [], texts: [] } : await block(this.block);
-    Object.assign(this, { models, texts });
+    const none = { models: [], texts: [], total: 0 };
+    const { models, texts, total } = this.block === null ? none : await block(this.block);
+    Object.assign(this, { models, texts, total: () => total });
     this.turns = models.map((_, n) => String(n));
     return this;
   }
@@ -63,7 +66,7 @@ class Answers {
     const rows = Object.entries(item.by).map(([model, answer]) => answered(this.models[model], answer, model === turn));
     return [
       item.known === false && el("p", { className: "tags" }, tag("needs an unknown fact", "soft")),
-      el("div", { className: "document" }, text(item.question, "chunk")),
+      el("div", { className: "document", dir: direction(item.question) }, text(item.question, "chunk")),
       el("p", { className: "own" }, el("b", { textContent: "Right answer " }), text(item.gold)),
       item.oracle !== null && el("p", { className: "own" }, el("b", { textContent: "The data’s own thought " }), text(item.oracle)),
       el("h3", { textContent: "What every model thought, and answered" }),

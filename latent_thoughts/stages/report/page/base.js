@@ -38,6 +38,11 @@ function text(value, className = "") {
   return node;
 }
 
+const LEFTWARD = /^\P{L}*[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
+
+/** The direction of a text by its first letter; dir=auto passes over parts that have a dir of their own. */
+const direction = (value) => (LEFTWARD.test(value) ? "rtl" : "ltr");
+
 const tag = (label, className = "") => el("span", { className: `tag ${className}`, textContent: label });
 const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
 const signed = (value, digits = 2) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;

@@ -16,6 +16,7 @@ const place = el("p", { className: "place" });
 const body = el("div", { className: "body" });
 const detail = el("article", { className: "detail", "aria-label": "One text" }, place, turner, body);
 const list = new List("Texts", (row, n) => view.row(row, n, state.turn), (at) => show({ text: list.items[at] }));
+const legend = el("p", { className: "legend" });
 const help = el("dialog", { className: "help", "aria-label": "Keys" });
 
 /** Another view, seed or EM run: reads its index, and builds the tools anew. */
@@ -28,6 +29,7 @@ async function open(change) {
   Object.assign(state, { ranges: {}, sort: "order" });
   if (!view.filters().some(([name]) => name === state.filter)) state.filter = "all";
   if (!view.turns.includes(state.turn)) state.turn = view.last();
+  legend.hidden = state.view === "answers"; // whose colours mean right and wrong
   showTabs();
   showTools();
   showFilters();
@@ -39,12 +41,29 @@ function show(change) {
   Object.assign(state, change);
   const items = sorted(matching());
   if (!items.includes(state.text)) state.text = items.length ? items[0] : null;
-  status.textContent = `${count(items.length)} of ${count(view.all(state.turn).length)} ${view.what}`;
+  searchWhole();
+  status.textContent = told(items.length, view.all(state.turn).length);
   const at = items.indexOf(state.text);
   list.show(items, at);
   if ("turn" in change) showHistograms();
   showTurner();
   return showDetail(items, at);
+}
+
+/** How many there are, of how many the page carries, of how many there were. */
+function told(found, carried) {
+  const total = view.total(state.turn);
+  const here = total > carried ? ` here, of ${count(total)} ${view.asked}` : "";
+  const searching = state.query.trim() && !view.whole ? " · still searching" : "";
+  return `${count(found)} of ${count(carried)} ${view.what}${here}${searching}`;
+}
+
+/** The first search of a view reads all of its texts; what is found in their beginnings is shown meanwhile. */
+async function searchWhole() {
+  const searched = view;
+  if (!state.query.trim() || searched.whole || searched.reading) return;
+  await searched.readWhole();
+  if (searched === view) show({});
 }
 
 function matching() {
@@ -144,7 +163,8 @@ function showHistograms() {
     const values = view.all(state.turn).map((n) => view.value(node.dataset.name, n, state.turn)).filter((value) => value !== null);
     const ends = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 0];
     node.querySelector("svg").replaceWith(histogram(values, ...ends));
-    node.querySelectorAll("input").forEach((input, n) => (input.placeholder = number(ends[n])));
+    const digits = values.every(Number.isInteger) ? 0 : 2;
+    node.querySelectorAll("input").forEach((input, n) => (input.placeholder = number(ends[n], digits)));
   }
 }
 
@@ -178,7 +198,17 @@ function showTurner() {
   }
   slider.value = String(at);
   slider.setAttribute("aria-valuetext", view.label(state.turn));
-  [...turner.querySelectorAll(".marks span")].forEach((mark, n) => mark.classList.toggle("now", n === at));
+  showMarks([...turner.querySelectorAll(".marks span")], at);
+}
+
+/** All of a few; of many the ends and the one that is shown, apart. */
+function showMarks(marks, at) {
+  const last = marks.length - 1;
+  const room = (n) => last < 10 || n === at || (n % last === 0 && Math.abs(n - at) > last / 10);
+  marks.forEach((mark, n) => {
+    mark.classList.toggle("now", n === at);
+    mark.classList.toggle("off", !room(n));
+  });
 }
 
 async function showDetail(items, at) {
@@ -242,7 +272,8 @@ function begin() {
   const keys = KEYS.flatMap(([key, meaning]) => [el("dt", {}, el("kbd", { textContent: key })), el("dd", { textContent: meaning })]);
   const close = el("button", { type: "button", textContent: "Close", onclick: () => help.close() });
   help.append(el("h3", { textContent: "Keys" }), el("dl", {}, keys), close);
-  const legend = el("p", { className: "legend" }, tint(el("i"), -FULL), tint(el("i"), -FULL / 8), el("i"), tint(el("i"), FULL / 8), tint(el("i"), FULL), el("span", { textContent: "colour: gain, nats a token of the text, from −0.6 to +0.6" }));
+  const steps = [-FULL, -FULL / 8, null, FULL / 8, FULL].map((gain) => tint(el("i"), gain));
+  legend.append(...steps, el("span", { textContent: "colour: gain, nats a token of the text, from −0.6 to +0.6" }));
   root.append(tabs, tools, filters, el("div", { className: "panes" }, list.node, detail), legend, help);
   // when it could be read: milliseconds from the beginning of the page
   open({ view: there }).then(() => root.setAttribute("data-ready", performance.now().toFixed(1)));

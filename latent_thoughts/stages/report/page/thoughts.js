@@ -5,6 +5,9 @@ const AROUND = 10; // chunks shown before and behind the one that is read
 class Thoughts {
   name = "Thoughts";
   what = "texts";
+  asked = "thought about";
+  whole = null; // of every text what the search looks into, once it is read
+  reading = false;
 
   static there = () => overview.seeds.some((seed) => seed.loops.length);
 
@@ -31,6 +34,7 @@ class Thoughts {
   label = (turn) => `Iteration ${turn}`;
   last = () => this.turns.at(-1);
   id = (n) => this.documents.id[this.texts.document[n]];
+  total = (turn) => this.loop.totals[turn];
   value = (name, n, turn) => this.steps[turn][name][n];
 
   filters() {
@@ -54,8 +58,9 @@ class Thoughts {
     return [...gains.keys()].filter((n) => gains[n] !== null);
   }
 
-  /** What the search looks into: id, text and the thought of this iteration. */
+  /** What the search looks into: id, text and this iteration's thought; their beginnings until all is read. */
   searched(n, turn) {
+    if (this.whole) return this.whole[n][turn];
     this.words[turn] ??= [];
     this.words[turn][n] ??= [this.id(n), this.texts.before[n], this.texts.text[n], this.value("thought", n, turn)]
       .join("\n")
@@ -63,15 +68,29 @@ class Thoughts {
     return this.words[turn][n];
   }
 
+  /** Reads all blocks for the search: what the index has of a long text is its beginning. */
+  async readWhole() {
+    this.reading = true;
+    const found = [];
+    for (const [n, document] of this.texts.document.entries()) {
+      const { chunks } = (await block(this.documents.block[document]))[this.documents.place[document]];
+      const chunk = chunks[this.texts.at[n]];
+      const text = [this.id(n), this.texts.before[n], chunk.text].join("\n").toLowerCase();
+      const steps = Object.entries(chunk.steps);
+      found.push(Object.fromEntries(steps.map(([turn, step]) => [turn, `${text}\n${shown(step).text.toLowerCase()}`])));
+    }
+    this.whole = found;
+  }
+
   row(node, n, turn) {
     const [gain, accepted] = [this.value("gain", n, turn), this.value("accepted", n, turn)];
     const before = this.texts.before[n];
     const title = before.length < 120 ? before + this.texts.text[n] : this.texts.text[n];
-    const shown = gain === null ? "–" : signed(gain);
+    const figure = gain === null ? "–" : signed(gain);
     node.append(
       tint(el("span", { className: accepted ? "mark" : "mark none" }), accepted ? gain : null),
       el("span", { className: "title", dir: "auto", textContent: title.trim() }),
-      el("span", { className: "figure", textContent: accepted ? shown : "none" }),
+      el("span", { className: "figure", textContent: accepted ? figure : "none" }),
       el("span", { className: "under", dir: "auto", textContent: this.value("thought", n, turn) || "(empty thought)" }),
     );
   }
@@ -111,11 +130,12 @@ class Thoughts {
       parts.push(text(chunk.text, place === at ? "chunk now" : "chunk"));
     }
     if (to < found.chunks.length) parts.push(el("p", { className: "cut", textContent: `${found.chunks.length - to} chunks more` }));
-    return el("div", { className: "document" }, parts);
+    return el("div", { className: "document", dir: direction(found.chunks[at].text) }, parts);
   }
 }
 
 const chosen = (step) => step.draws.find((draw) => draw.chosen);
+const shown = (step) => chosen(step) || step.draws[0]; // as the list does
 const perToken = (draw, tokens) => (draw.gain === null ? null : draw.gain / Math.max(1, tokens));
 
 /** The chosen thought where it stands in its document. `go` reads its chunk; null where that is read already. */
@@ -124,10 +144,9 @@ function inserted(step, tokens, go) {
   const gain = draw ? perToken(draw, tokens) : null;
   const label = draw ? (gain === null ? "thought" : `thought · ${signed(gain)} nats a token`) : "no thought accepted";
   const parts = [el("span", { className: "label", textContent: label }), draw && text(draw.text || "(empty)")];
-  if (go === null) return tint(el("div", { className: draw ? "thought now" : "thought now none" }, parts), gain);
-  const button = el("div", { className: draw ? "thought" : "thought none" }, parts);
-  button.append(el("button", { type: "button", className: "go", textContent: "Read its draws", onclick: go }));
-  return tint(button, gain);
+  if (go) parts[0].append(el("button", { type: "button", className: "go", textContent: "Read its draws", onclick: go }));
+  const kind = `thought${go ? "" : " now"}${draw ? "" : " none"}`;
+  return tint(el("div", { className: kind, dir: "ltr" }, parts), gain);
 }
 
 function facts(step) {
@@ -141,10 +160,11 @@ function through(chunk, turn, turnTo) {
   let before = null;
   return Object.entries(chunk.steps).map(([iteration, step]) => {
     const draw = chosen(step);
-    const shown = draw || step.draws[0];
-    const words = el("span", { className: draw ? "text" : "text soft", dir: "auto" }, changes(before, shown.text || "(empty)"));
-    before = shown.text;
-    const gain = perToken(shown, chunk.tokens);
+    const { text: thought } = shown(step);
+    const kind = draw ? "text" : "text soft";
+    const words = el("span", { className: kind, dir: "auto" }, changes(before, thought || "(empty)"));
+    before = thought;
+    const gain = perToken(shown(step), chunk.tokens);
     const now = iteration === turn;
     const button = tint(
       el(
@@ -161,12 +181,17 @@ function through(chunk, turn, turnTo) {
   });
 }
 
-/** The words of `after`, those in <mark> that are not in `before` in the same order. */
+/** The words of `after`, those in <mark> that are not in `before` in the same order. What is very long is cut. */
 function changes(before, after) {
-  const [a, b] = [(before ?? after).split(/(\s+)/), after.split(/(\s+)/)];
-  if (before === null || before === after || a.length * b.length > 250000) return [after.slice(0, LONG)];
+  const begin = after.slice(0, LONG);
+  const same = before === null || before === after;
+  const rest = ` … ${count(after.length - LONG)} more characters${same ? "" : ", not compared"}`;
+  const more = after.length > LONG && el("span", { className: "soft", textContent: rest });
+  if (same) return [begin, more];
+  // of the one before twice as much, so that a word that has come nearer is found
+  const [a, b] = [before.slice(0, 2 * LONG).split(/(\s+)/), begin.split(/(\s+)/)];
   const kept = common(a, b);
-  return b.map((word, n) => (kept.has(n) || !word.trim() ? word : el("mark", { textContent: word })));
+  return [...b.map((word, n) => (kept.has(n) || !word.trim() ? word : el("mark", { textContent: word }))), more];
 }
 
 /** The places in `b` of a longest common subsequence of two lists. */
