@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from rich.table import Table
-from rich.text import Text
-
 from latent_thoughts.progress import console
 from latent_thoughts.stages.synthesize.asking import Approve, Estimate
+from latent_thoughts.terminal import Grid
 from latent_thoughts.types import UserError
 
 
@@ -30,18 +28,19 @@ def approval(yes: bool) -> Approve:
     return approve
 
 
-def table(estimate: Estimate) -> Table:
-    shown = Table(title="Before the teacher is asked", show_header=False, title_justify="left")
+def table(estimate: Estimate) -> Grid:
     answered = estimate.units - estimate.open
-    shown.add_row("teacher", Text(estimate.teacher))  # a name may have brackets, which are no markup
-    shown.add_row(estimate.what, f"{estimate.units:,}" + (f", {answered:,} of them answered" if answered else ""))
-    shown.add_row("prompt tokens", f"about {estimate.prompt_tokens:,}")
-    shown.add_row("reply tokens", f"about {estimate.reply_tokens:,}, at most {estimate.most_reply_tokens:,}")
+    replies = f"about {estimate.reply_tokens:,}, at most {estimate.most_reply_tokens:,}"
+    rows = [
+        ("teacher", estimate.teacher),
+        (estimate.what, f"{estimate.units:,}" + (f", {answered:,} of them answered" if answered else "")),
+        ("prompt tokens", f"about {estimate.prompt_tokens:,}"),
+        ("reply tokens", replies),
+    ]
     if estimate.prices.input or estimate.prices.output:
-        shown.add_row("cost", f"about {estimate.cost:,.2f}, at most {estimate.most:,.2f} without second attempts")
-        if estimate.spent:
-            shown.add_row("spent already", f"{estimate.spent:,.2f}")
-        shown.add_row("cap", "none" if estimate.cap is None else f"{estimate.cap:,.2f}")
+        rows.append(("cost", f"about {estimate.cost:,.2f}, at most {estimate.most:,.2f} without second attempts"))
+        rows += [("spent already", f"{estimate.spent:,.2f}")] if estimate.spent else []
+        rows.append(("cap", "none" if estimate.cap is None else f"{estimate.cap:,.2f}"))
     elif not estimate.local:
-        shown.add_row("cost", "unknown: set synthesize.prices.input and output (per million tokens)")
-    return shown
+        rows.append(("cost", "unknown: set synthesize.prices.input and output (per million tokens)"))
+    return Grid(("", ""), rows, words=("",), title="Before the teacher is asked")

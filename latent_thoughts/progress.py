@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections import deque
@@ -15,18 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from latent_thoughts import places
 from latent_thoughts.store import held_run
+from latent_thoughts.terminal import figure, named
 
 console = Console(stderr=True)
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1, but for tab and newline
-
-
-def printable(text: str) -> str:
-    """What a model or a corpus said, for a terminal, which would obey the control characters in it."""
-    return CONTROLS.sub("", text)
+WIDE, NARROW = 100, 70  # columns from which on there is room for the rate, and for a bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +60,31 @@ def sent_to(sink: Sink) -> Iterator[None]:
         _sink = previous
 
 
+def columns(width: int) -> list[ProgressColumn]:
+    """What a line shows on a terminal of this width. The figures alone are cut where they find no room: of columns that
+    may wrap rich would make the bar, the count and the times narrow first."""
+    whole = Column(no_wrap=True)
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    bar = BarColumn(bar_width=24 if width >= WIDE else 12, table_column=whole)
+    rate = TextColumn("{task.fields[rate]}", table_column=whole)
+    return [
+        TextColumn("{task.description}", style="bold", markup=False, table_column=whole),
+        *([bar] if width >= NARROW else []),
+        MofNCompleteColumn(table_column=whole),
+        *([rate] if width >= WIDE else []),
+        TimeElapsedColumn(table_column=whole),
+        TextColumn("left", table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+        TextColumn("{task.fields[figures]}", style="dim", markup=False, table_column=rest),
+    ]
+
+
 class Bars:
     """A terminal display of events: one bar a name, with rate and ETA; plain lines without a terminal."""
 
     def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", style="dim"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        shown = columns(console.width)
+        self.progress = Progress(*shown, console=console, disable=not console.is_terminal, expand=True)
         self.tasks: dict[str, tuple[Any, str]] = {}
 
     def show(self, name: str, event: Event) -> None:
@@ -85,10 +98,10 @@ class Bars:
             task = self.progress.add_task(label, total=total, rate="", figures="")
             self.tasks[name] = known = (task, label)
         task = self.progress.tasks[self.progress.task_ids.index(known[0])]
-        rate = f"{task.speed:,.1f} {event.unit}/s" if task.speed else ""
+        rate = f"{figure(task.speed)} {event.unit}/s" if task.speed else ""
         self.progress.update(known[0], completed=event.done, rate=rate, figures=event.figures)
         if event.done >= event.total and not console.is_terminal:
-            print(f"{label}: {event.done:,.0f} {event.unit} {event.figures}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{label}: {event.done:,.0f} {event.unit}  {event.figures}".rstrip(), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -159,7 +172,7 @@ def track(work: str, total: float, unit: str) -> Iterator[Advance]:
             now = time.monotonic()
             if now - last > 0.2 or done >= total:
                 last = now
-                text = " ".join(f"{name} {value:,.3g}" for name, value in figures.items())
+                text = "  ".join(named(name, value) for name, value in figures.items())
                 sink(Event(work, min(done, total), total, unit, text))
 
         yield advance

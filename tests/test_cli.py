@@ -14,8 +14,10 @@ import yaml
 
 from latent_thoughts import cli
 from latent_thoughts.cli import stages
+from latent_thoughts.cli.made import table
 from latent_thoughts.data.tokenizer import word_tokenizer
 from latent_thoughts.seeds import recipe_path
+from latent_thoughts.terminal import output
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -46,6 +48,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert call(monkeypatch, verb, "--help") == 0
     said = capsys.readouterr().out
     assert f"latent-thoughts {verb}" in said and "ANYWHERE" not in said.upper()
+    assert "--empty-" not in said and "--no-" not in said
     for name in cli.app[verb].assemble_argument_collection():
         assert name.parameter.help, f"{verb} does not say what {name.name} is"
 
@@ -116,6 +119,31 @@ def test_stage_by_stage_equals_em(monkeypatch: pytest.MonkeyPatch, recipe: Path,
     assert "documents: 4" in (tmp_path / "one" / "recipe.iter_00.evaluate.yaml").read_text()
     assert (tmp_path / "whole" / "report.html").exists()
     assert call(monkeypatch, "report", whole) == 0
+
+
+def test_what_a_stage_says_of_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In words, with units; sums that are no news stay in the manifest."""
+    counts: dict[str, Any] = {
+        "chunks": 400.0, "draws": 6400.0, "draw_tokens": 41155.0, "ess": 900.2, "mean_ess": 2.2504, "mean_gap": 6e-7,
+        "accepted_share": 0.46, "gain_per_token": -0.13704, "seconds": 75.2, "repeated": {},
+    }  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    output().print(table(tmp_path / "sample", counts))
+    said = {line.strip() for line in capsys.readouterr().out.splitlines()}
+    for name, value in (
+        ("chunks", "400"), ("thoughts drawn", "6,400"), ("effective sample size", "2.25 thoughts a chunk"),
+        ("chunks with an accepted thought", "46.0 %"), ("gain of accepted thoughts", "−0.137 nats a token"),
+        ("time", "1:15"),
+    ):  # fmt: skip
+        assert any(line.split("  ")[0] == name and line.endswith(f"  {value}") for line in said)
+    assert not any("draw_tokens" in line or "900" in line for line in said)
+    marks = {"bound_4_per_token": -0.5, "bound_16_per_token": -0.4, "accuracy": 0.12, "accuracy_se": 0.0327}
+    rows = dict(table(tmp_path / "evaluate", marks).rows)
+    assert rows == {"right answers": "12.0 ± 3.3 %", "bound L₁₆": "−0.400 nats a token"}
+    rows = table(tmp_path / "prepare", {"corpus_documents": 1200, "repeated": {}}).rows
+    assert rows == [("corpus documents", "1,200")]
 
 
 def test_ask_shows_thought_and_answer(

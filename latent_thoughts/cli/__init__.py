@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from latent_thoughts import __version__, places
 from latent_thoughts.cli import looking, runs, stages
@@ -17,6 +17,7 @@ app = App(
     version=__version__,
     help_format="plaintext",  # markdown would load a parser first
     suppress_keyboard_interrupt=False,  # it is told below
+    default_parameter=Parameter(negative=""),  # neither --no-yes nor --empty-overrides
     help="Train language models on the thoughts behind the text. Every command resumes when it is run again.",
 )
 for command in (
@@ -68,7 +69,7 @@ def _no_room(error: BaseException) -> str | None:
 
 
 def _end(line: str) -> None:
-    from latent_thoughts.progress import printable
+    from latent_thoughts.terminal import printable
 
     print(f"latent-thoughts: {printable(line)}", file=sys.stderr)  # an error may quote a line of a corpus
     sys.exit(1)

@@ -29,7 +29,7 @@ def watch(
     run: Annotated[Place, Parameter(help="A run folder, or one that holds several.")],
     *,
     every: Annotated[float, Parameter(help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, Parameter(negative="", help="Look once, and end.")] = False,
+    once: Annotated[bool, Parameter(help="Look once, and end.")] = False,
 ) -> None:
     """See how far a run is: stages, rate, time left, loss, health. It reads the run's files and changes none."""
     from latent_thoughts.watch import watch as look
@@ -51,23 +51,22 @@ def compare(
     /,
 ) -> None:
     """Compare evaluated models on the same questions and texts, and say which differences are real."""
-    from rich.console import Console
-
     from latent_thoughts.stages.evaluate.compare import compare as differences
     from latent_thoughts.stages.evaluate.compare import load
     from latent_thoughts.stages.evaluate.shown import comparison_tables
+    from latent_thoughts.terminal import output
 
     if len(models) < 2:
         raise UserError("name two folders at least")
     found = [load(folder) for folder in models]
     for table in comparison_tables(found, differences(found)):
-        Console().print(table)
+        output().print(table)
 
 
 def doctor(
     run: Annotated[Place, Parameter(help="A run folder.")],
     *,
-    repair: Annotated[bool, Parameter(negative="", help="Take away what is damaged (into RUN/damaged).")] = False,
+    repair: Annotated[bool, Parameter(help="Take away what is damaged (into RUN/damaged).")] = False,
 ) -> None:
     """Check every file of a run: manifests, shards, models, checkpoints, journals, replies, and who holds it.
 
@@ -98,7 +97,7 @@ def export(
         Place | None, Parameter(help="Another stage folder, such as RUN/baselines/wrap_cot/synthesize.")
     ] = None,
     license: Annotated[str, Parameter(help="Of the texts, for the dataset card.")] = "unknown",
-    public: Annotated[bool, Parameter(negative="", help="On the hub, for everyone to see.")] = False,
+    public: Annotated[bool, Parameter(help="On the hub, for everyone to see.")] = False,
 ) -> None:
     """Write documents with their thoughts as text, for other software."""
     from latent_thoughts.export import export as write
@@ -124,7 +123,7 @@ def ask(
 
     from latent_thoughts.ask import ask as think
     from latent_thoughts.model import set_up_torch
-    from latent_thoughts.progress import printable
+    from latent_thoughts.terminal import printable
 
     set_up_torch(None)
     thought, answer = think(model, question, seed, temperature, max_thought_tokens, max_answer_tokens)

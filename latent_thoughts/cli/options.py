@@ -31,5 +31,5 @@ Out = Annotated[
 RecipePath = Annotated[Place, Parameter(help="A YAML recipe (see recipes/).")]
 Overrides = Annotated[list[str] | None, Parameter(help="Settings that replace the recipe's: train.lr=3e-4 ...")]
 Limit = Annotated[int | None, Parameter(help="Read at most so many documents (data.limit).")]
-Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", help="Ask the teacher without a question before.")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], help="Ask the teacher without a question before.")]
 Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]

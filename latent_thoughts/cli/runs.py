@@ -73,7 +73,7 @@ def plan(
     *,
     json: Annotated[Place | None, Parameter(help="Write the plan to this file too.")] = None,
 ) -> None:
-    """What a run of a recipe will cost: tokens, FLOPs, hours, money and disk of every stage, before it starts."""
+    """What a run of a recipe will cost: tokens, hours, money and disk of every stage, before it starts."""
     from latent_thoughts.config import load_recipe
     from latent_thoughts.model import set_up_torch
     from latent_thoughts.scale.estimate import estimate, show

@@ -82,10 +82,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Likelihood, bound and answers of an iteration's model on held-out documents, and the recipe's tasks."""
-    from rich.console import Console
-
     from latent_thoughts import examine
     from latent_thoughts.stages.evaluate.shown import places_table
+    from latent_thoughts.terminal import output
 
     with held(out):
         run = run_of(recipe, out, overrides)
@@ -98,7 +97,7 @@ def evaluate(
         _record(run, folder)
         row, evaluated = loop.evaluate(iteration)
         _tell(folder, evaluated.counts)
-        Console().print(places_table(evaluated.counts))
+        output().print(places_table(evaluated.counts))
         _tell_tasks(row["tasks"])
         examine.record(run.recipe, out, row)
 
@@ -120,26 +119,18 @@ def _loop(run: Run) -> Loop:
 
 def _tell(folder: Path, counts: dict[str, object]) -> None:
     """Prints a stage's counts."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from latent_thoughts.cli.made import table
+    from latent_thoughts.terminal import output
 
-    title = Text(str(folder), "table.title")  # as text: what stands in a path's brackets is no markup
-    table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in counts.items():
-        if isinstance(value, list | dict):  # tables of their own: the manifest has them
-            continue
-        table.add_row(Text(name), Text(f"{value:,.4g}" if isinstance(value, float) else str(value)))
-    Console().print(table)
+    output().print(table(folder, counts))
 
 
 def _tell_tasks(results: list[dict[str, object]]) -> None:
-    from rich.console import Console
-
     from latent_thoughts.stages.evaluate.shown import tasks_table
+    from latent_thoughts.terminal import output
 
     if results:
-        Console().print(tasks_table(results))
+        output().print(tasks_table(results))
 
 
 @contextlib.contextmanager

@@ -6,9 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.filesize import decimal
 from rich.text import Text
 
 from latent_thoughts import model as models
@@ -18,6 +16,7 @@ from latent_thoughts.scale import measure
 from latent_thoughts.scale.plan import Device, Shape, Work, works
 from latent_thoughts.scale.survey import MOST, Survey, assumed, survey
 from latent_thoughts.store import write_json
+from latent_thoughts.terminal import Grid, count, output
 
 KINDS = {"Trained": "train", "Encoded": "encode", "Drawn": "decode"}
 
@@ -54,25 +53,23 @@ def estimate(recipe: Recipe) -> Plan:
 
 def show(plan: Plan, json: Path | None = None) -> None:
     """Prints the table and what it stands on; writes it as JSON where asked to."""
-    settings = plan.recipe.plan
-    title = f"{settings.devices} x {plan.device.name}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in _columns(plan):
-        table.add_column(Text(name), justify="left" if name == "Stage" else "right", no_wrap=True)
-    groups = _alike(plan.works)
+    settings, groups = plan.recipe.plan, _alike(plan.works)
     hours = {name: sum(map(plan.hours, group)) for name, group in groups.items()}
     longest = max(hours, key=lambda name: hours[name])
-    for name, group in groups.items():
-        table.add_row(*_row(name, group, plan), style="bold" if name == longest else None)
-    table.add_section()
-    table.add_row(*_row("in all", plan.works, plan))
-    console = Console()
-    console.print(table)
+    rows = [
+        [Text(cell, "bold" if name == longest else "") for cell in _row(name, group, plan)]
+        for name, group in groups.items()
+    ]
+    rows.append([Text(cell) for cell in _row("in all", plan.works, plan)])
+    drop = ("Encoded", "Drawn", "Hours", "Disk", "Trained")
+    title = f"{settings.devices} x {plan.device.name}"
+    console = output()
+    console.print(Grid(_columns(plan), rows, words=("Stage",), drop=drop, title=title))
     console.print("Tokens by stage; hours of a device; time with all of them.", style="dim")
     for line in _assumptions(plan):
         console.print(Text(line, "dim"))  # as text: a teacher's name may have brackets
     if total := sum(hours.values()):
-        console.print(f"The longest pole: {longest}, {hours[longest] / total:.0%} of the time.", highlight=False)
+        console.print(f"The longest pole: {longest}, {hours[longest] / total:.0%} of the time.")
     if json is not None:
         write_json(json, as_dict(plan))
 
@@ -118,19 +115,13 @@ def _columns(plan: Plan) -> list[str]:
 
 def _row(name: str, parts: list[Work], plan: Plan) -> list[str]:
     hours = sum(map(plan.hours, parts))
-    cells = {kind: _count(sum(getattr(w, f"{field}_tokens") for w in parts)) for kind, field in KINDS.items()}
+    tokens = {kind: sum(getattr(w, f"{field}_tokens") for w in parts) for kind, field in KINDS.items()}
+    cells = {kind: count(number) if number else "" for kind, number in tokens.items()}
     cells |= {"Stage": name, "Hours": _figures(hours), "Time": _time(hours * 3600 / plan.recipe.plan.devices)}
     cells |= {plan.recipe.plan.currency: _figures(hours * plan.device.price + sum(w.money for w in parts))}
     stored = sum(w.bytes for w in parts)
-    cells |= {"Disk": _count(stored, "G") + "B" if stored else ""}
+    cells |= {"Disk": decimal(round(stored)) if stored else ""}
     return [cells[column] for column in _columns(plan)]
-
-
-def _count(value: float, billion: str = "B") -> str:
-    for size, unit in ((1e12, "T"), (1e9, billion), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:,.3g} {unit}"
-    return f"{value:,.3g}" if value else ""
 
 
 def _figures(value: float) -> str:
@@ -149,7 +140,7 @@ def _time(seconds: float) -> str:
 def _assumptions(plan: Plan) -> list[str]:
     found, recipe = plan.found, plan.recipe
     sizes = [(name, s.documents, s.documents * s.text_length) for name, s in found.splits.items() if s.documents]
-    listed = ", ".join(f"{name} {_count(count)} ({_count(tokens)} tokens)" for name, count, tokens in sizes)
+    listed = ", ".join(f"{name} {count(number)} ({count(tokens)} tokens)" for name, number, tokens in sizes)
     read = sum(split.read for split in found.splits.values())
     told = recipe.plan.documents and recipe.plan.tokens
     how = "as plan.documents and plan.tokens say" if told else f"from {min(read, MOST):,} documents that were read"
@@ -158,13 +149,14 @@ def _assumptions(plan: Plan) -> list[str]:
     )  # fmt: skip
     figures = ("asked_tokens", "replied_tokens", "money")
     asked, replied, money = (sum(getattr(work, name) for work in plan.works) for name in figures)
+    spent = f"{_figures(money)} {recipe.plan.currency}" if money else "nothing"
     teacher = (
-        f"Teacher: {recipe.synthesize.teacher.model} reads {_count(asked)} tokens and writes {_count(replied)} for "
-        f"{_figures(money) or 'nothing'} (synthesize.prices)."
+        f"Teacher: {recipe.synthesize.teacher.model} reads {count(asked)} tokens and writes {count(replied)} for "
+        f"{spent} (synthesize.prices)."
     )
     return [
         *([teacher] if asked else []),
         f"Documents, {how}: {listed}.",
-        f"Model: {_count(plan.shape.parameters)} parameters. Thoughts: {thoughts}; every draw counted as different.",
+        f"Model: {count(plan.shape.parameters)} parameters. Thoughts: {thoughts}; every draw counted as different.",
         f"Rates: {plan.device.source}.",
     ]

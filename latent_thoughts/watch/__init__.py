@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from latent_thoughts.terminal import output
 from latent_thoughts.types import UserError
 from latent_thoughts.watch.reading import State, alive, find, read
 from latent_thoughts.watch.showing import show
@@ -27,7 +28,7 @@ def watch(folder: Path, every: float = 1.0, once: bool = False, console: Console
 
     Raises UserError where there is no run.
     """
-    console = console or Console(highlight=False)
+    console = output() if console is None else console
     states = look(folder)
     if once or not console.is_terminal or over(folder, states):
         console.print(show(folder, states, time.time(), console.width))

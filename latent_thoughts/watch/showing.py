@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from datetime import timedelta
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from latent_thoughts.places import relative
+from latent_thoughts.terminal import Grid, figure, named, percent, since
 from latent_thoughts.watch.reading import Part, Row, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDE = 48  # characters of the loss curve
+WIDE, BAR = 48, 30  # characters of the loss curve and of the bar, at most
 SIGNS = {"done": ("✓", "green"), "working": ("▸", "bold yellow"), "open": ("·", "dim")}
 STATUS = {"working": "bold green", "finished": "bold", "stopped": "bold red", "idle": "bold"}
 NEXT = {
@@ -38,21 +36,21 @@ def show(folder: Path, states: list[State], now: float, width: int) -> Renderabl
     return Group(*(part for n, shown_part in enumerate(shown) for part in ([Text()] if n else []) + [shown_part]))
 
 
-def overview(folder: Path, states: list[State], now: float) -> Table:
-    table = _table("run", "state", "stages", "now")
+def overview(folder: Path, states: list[State], now: float) -> Grid:
+    rows = []
     for state in states:
         done = sum(part.state == "done" for part in state.parts)
         name = relative(state.folder, folder) if state.folder != folder else state.folder.name
         doing = _doing(state) if state.working else ""
-        table.add_row(Text(name), Text(state.status, STATUS[state.status]), f"{done}/{len(state.parts)}", Text(doing))
-    return table
+        rows.append([name, Text(state.status, STATUS[state.status]), f"{done}/{len(state.parts)}", doing])
+    return Grid(("run", "state", "stages", "now"), rows)
 
 
 def run(state: State, now: float, width: int) -> RenderableType:
-    parts: list[RenderableType] = [_title(state, now), _models(state, width)]
+    parts: list[RenderableType] = [_title(state, now), _models(state)]
     if state.working and state.progress:
-        parts.append(_progress(state.progress))
-    parts += [Text(line) for line in _loss(state, min(WIDE, width // 2))]
+        parts += _progress(state.progress, width)
+    parts += [Text(line) for line in _loss(state, width)]
     parts += [Text(f"! {line}", "yellow") for line in warnings(state, now)]
     if state.status in NEXT:
         parts.append(Text(NEXT[state.status], "dim"))
@@ -73,27 +71,18 @@ def _doing(state: State) -> str:
     return f"{where} {100 * done / total:.0f} %" if total and done is not None else where
 
 
-def _models(state: State, width: int) -> Table:
+def _models(state: State) -> Grid:
     """A line a model: its stages with the seconds they took, and as many of its figures as there is room for."""
-    columns = [name for name in ("synthesize", "sample", "train", "evaluate") if _any(state.rows, name)]
+    stages = [name for name in ("synthesize", "sample", "train", "evaluate") if _any(state.rows, name)]
     first = " ".join(f"{SIGNS[part.state][0]} {part.name}" for part in state.first)
-    heads = [first, *columns]
-    lines = [[Text(row.name), *(_cell(row.parts.get(name)) for name in columns)] for row in state.rows]
-    for head, stage, name, shown in FIGURES:
-        values = [_figure(row, stage, name) for row in state.rows]
-        cells = [Text("" if value is None else shown(value)) for value in values]
-        wider = [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
-        if any(cells) and _width([*heads, head], wider) <= width:
-            heads, lines = [*heads, head], wider
-    table = _table(*heads)
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def _width(heads: list[str], lines: list[list[Text]]) -> int:
-    """Of a table with two spaces between its columns, and one at either end."""
-    return sum(max(len(head), *(len(line[n]) for line in lines)) + 2 for n, head in enumerate(heads)) + 2
+    known = [f for f in FIGURES if any(_figure(row, f[1], f[2]) is not None for row in state.rows)]
+    lines = []
+    for row in state.rows:
+        values = [(shown, _figure(row, stage, name)) for _, stage, name, shown in known]
+        told = ["" if value is None else shown(value) for shown, value in values]
+        lines.append([row.name, *(_cell(row.parts.get(name)) for name in stages), *told])
+    heads = [head for head, *_ in known]
+    return Grid([first, *stages, *heads], lines, drop=heads[::-1])
 
 
 def _any(rows: list[Row], name: str) -> bool:
@@ -109,21 +98,13 @@ def _cell(part: Part | None) -> Text:
     return Text(f"{sign}{took}", style)
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def plain(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
-
-
 FIGURES = [  # (head, stage, count, how it is shown), the most telling first
     ("accuracy", "evaluate", "accuracy", percent),
     ("accepted", "sample", "accepted_share", percent),
-    ("ESS", "sample", "mean_ess", plain),
-    ("gain/token", "sample", "gain_per_token", plain),
+    ("ESS", "sample", "mean_ess", figure),
+    ("gain/token", "sample", "gain_per_token", figure),
     ("unfinished", "sample", "unfinished_share", percent),
-    ("bits/byte", "evaluate", "nll_bits_per_byte", plain),
+    ("bits/byte", "evaluate", "nll_bits_per_byte", figure),
 ]
 
 
@@ -133,20 +114,23 @@ def _figure(row: Row, stage: str, name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _progress(progress: dict[str, Any]) -> RenderableType:
-    """What is being done: a bar, the rate and the time left."""
+def _progress(progress: dict[str, Any], width: int) -> Iterator[Text]:
+    """What is being done: a bar where there is room for it, the rate and the time left."""
     done, total, rate = progress.get("done") or 0.0, progress.get("total"), progress.get("rate")
-    grid = Table.grid(padding=(0, 2))
-    unit = progress.get("unit", "")
-    said = f"{done:,.0f} of {total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"
+    work, unit = str(progress.get("work", "")), progress.get("unit", "")
+    said = [f"{done:,.0f} of {total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"]
     if rate:
-        said += f"  {rate:,.3g}/s"
-        said += f"  {since((total - done) / rate)} left" if total else ""
-    bar = ProgressBar(total or None, done, width=30, pulse=not total)
-    grid.add_row(Text(str(progress.get("work", "")), "bold"), bar, Text(said))
+        said.append(f"{figure(rate)}/s")
+        said += [f"{since((total - done) / rate)} left"] if total else []
+    room = min(BAR, width - len("  ".join([work, "", *said])))
+    full = min(room, round(room * done / total)) if total else 0
+    if total and room >= 8:
+        rest = f"  {'  '.join(said)}"
+        yield Text.assemble((work, "bold"), "  ", ("━" * full, "green"), ("─" * (room - full), "dim"), rest)
+    else:
+        yield from map(Text, _wrapped([work, *said], width))
     figures = progress.get("figures") or {}
-    shown = "  ".join(f"{name} {plain(value)}" for name, value in figures.items())
-    return Group(grid, Text(shown, "dim")) if shown else grid
+    yield from (Text(line, "dim") for line in _wrapped([named(*item) for item in figures.items()], width))
 
 
 def _loss(state: State, width: int) -> Iterator[str]:
@@ -154,17 +138,19 @@ def _loss(state: State, width: int) -> Iterator[str]:
     if not state.metrics or state.trained is None:
         return
     losses, last = [line["loss"] for line in state.metrics], state.metrics[-1]
-    where = relative(state.trained, state.folder)
-    fell = f"{plain(losses[0])} → {plain(losses[-1])}"
-    yield f"loss  {sparkline(losses, width)}  {fell}  {where}, step {last.get('step')}"
+    where = f"{relative(state.trained, state.folder)}, step {last.get('step')}"
+    fell = f"{figure(losses[0])} → {figure(losses[-1])}"
+    yield from _wrapped(["loss", sparkline(losses, min(WIDE, width // 2)), fell, where], width)
     names = {"tokens_per_second": "tokens/s", "norm": "gradient norm", "lr": "lr", "mfu": "MFU", "memory_gb": "GB"}
-    shown = [f"{label} {_many(last[name])}" for name, label in names.items() if isinstance(last.get(name), int | float)]
-    if shown:
-        yield "      " + "  ".join(shown)
+    shown = [named(label, last[name]) for name, label in names.items() if isinstance(last.get(name), int | float)]
+    yield from _wrapped(shown, width, "      ")
 
 
-def _many(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else plain(value)
+def _wrapped(parts: Iterable[str], width: int, indent: str = "") -> list[str]:
+    """Lines of parts, none of which is broken at a line's end: textwrap knows no-break spaces."""
+    kept = "  ".join(part.replace(" ", "\u00a0") for part in parts)
+    lines = textwrap.wrap(kept, width, initial_indent=indent, subsequent_indent=indent or "      ")
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def sparkline(values: list[float], width: int = WIDE) -> str:
@@ -191,24 +177,10 @@ def warnings(state: State, now: float) -> Iterator[str]:
             yield f"{row.name}: only {percent(accepted)} of the texts got a thought that pays"
         finished = _finished(row)
         if distinct is not None and distinct < 1.5 and finished is not None and distinct < ALIKE * finished:
-            yield f"{row.name}: draws hardly differ, {plain(distinct)} thoughts a text (sample.temperature)"
+            yield f"{row.name}: draws hardly differ, {figure(distinct)} thoughts a text (sample.temperature)"
 
 
 def _finished(row: Row) -> float | None:
     """Draws a text that came to an end: only these can differ."""
     draws, chunks, unfinished = (_figure(row, "sample", name) for name in ("draws", "chunks", "unfinished"))
     return None if draws is None or unfinished is None or not chunks else (draws - unfinished) / chunks
-
-
-def since(seconds: float) -> str:
-    """12 s, 3:05, 2:10:00."""
-    if seconds < 60:
-        return f"{max(0, seconds):.0f} s"
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for n, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if n == 0 else "right", no_wrap=True)
-    return table

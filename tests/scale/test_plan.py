@@ -207,9 +207,28 @@ def test_the_plan_of_the_castle_measures_this_machine(capsys: pytest.CaptureFixt
     ]
 
 
-def test_brackets_in_a_teachers_name_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_a_teachers_name_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
     show(estimate(load_recipe(RECIPES / "paper/warm_start.yaml", ["synthesize.teacher.model='a[/b]'"])))
-    assert "Teacher: a[/b] reads" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Teacher: a[/b] reads" in said and "for 465 USD (synthesize.prices)" in said
+
+
+@pytest.mark.parametrize(("width", "heads"), [
+    (50, ["Stage", "Trained", "Time", "USD"]),
+    (60, ["Stage", "Trained", "Hours", "Time", "USD", "Disk"]),
+    (80, ["Stage", "Trained", "Encoded", "Drawn", "Hours", "Time", "USD", "Disk"]),
+])  # fmt: skip
+def test_narrow_terminals_cut_no_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, heads: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    show(estimate(load_recipe(RECIPES / "paper/warm_start.yaml")))
+    said = capsys.readouterr().out
+    assert said.splitlines()[2].split() == heads
+    assert "1.84 B" in said and "63.2 min" in said and "…" not in said
 
 
 def test_small_amounts_and_single_iterations_are_readable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from latent_thoughts.store import run_lock, write_json
 from latent_thoughts.types import UserError
 from latent_thoughts.watch import look, over, watch
 from latent_thoughts.watch.reading import find, read
-from latent_thoughts.watch.showing import show, since, sparkline, warnings
+from latent_thoughts.watch.showing import show, sparkline, warnings
 
 SAMPLED = {"seconds": 62.0, "accepted_share": 0.61, "mean_ess": 3.2, "gain_per_token": 0.42, "unfinished_share": 0.02,
            "mean_distinct": 3.0}  # fmt: skip
@@ -90,12 +90,12 @@ def test_a_run_that_works(run: Path) -> None:
     assert ["✓", "base", "✓", "prepare", "synthesize", "sample", "train", "evaluate", "accuracy", "accepted",
             "ESS", "gain/token", "unfinished", "bits/byte"] in table  # fmt: skip
     assert ["warm", "start", "✓", "✓", "3:05", "✓", "12", "s", "40.0", "%", "1.23"] in table  # bits a byte
-    assert ["EM", "1", "✓", "1:02", "▸", "·", "61.0", "%", "3.2", "0.42", "2.0", "%"] in table
+    assert ["EM", "1", "✓", "1:02", "▸", "·", "61.0", "%", "3.20", "0.420", "2.0", "%"] in table
     assert ["EM", "2", "·", "·", "·"] in table
     assert ["raw_tokens", "·", "·"] in table
-    assert "400 of 1,000 steps  20/s  30 s left" in said
-    assert "2 → 0.05  iter_01/train, step 400" in said  # the line that is half written is not there yet
-    assert "gradient norm 0.8" in said and "tokens/s 12,300" in said
+    assert f"train  {'━' * 12}{'─' * 18}  400 of 1,000 steps  20.0/s  30 s left" in said
+    assert "2.00 → 0.0500  iter_01/train, step 400" in said  # the line that is half written is not there yet
+    assert "12,300 tokens/s  gradient norm 0.800" in said
     assert "Stopped" not in said
 
 
@@ -107,6 +107,18 @@ def test_narrow_terminals_leave_figures_out_and_cut_none(run: Path, width: int) 
     assert not any("…" in line for line in table)
     assert ("accuracy" in table[0]) == (width > 60)
     assert ("bits/byte" in table[0]) == (width > 100)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_figure_is_parted_from_its_name(run: Path, width: int) -> None:
+    metrics = run / "iter_01/train/metrics.jsonl"
+    last = {"step": 400, "loss": 0.34, "norm": 0.8, "lr": 0.0003, "tokens_per_second": 12300.0, "memory_gb": 0.664}
+    metrics.write_text(json.dumps(last) + "\n")
+    said = shown(run, width)
+    for part in ("12,300 tokens/s", "gradient norm 0.800", "lr 0.000300", "0.664 GB", "iter_01/train, step 400",
+                 "400 of 1,000 steps", "30 s left"):  # fmt: skip
+        assert any(part in line for line in said.splitlines())
+    assert ("─" * 4 in said.splitlines()[-4 if width > 60 else -5]) == (width > 40)
 
 
 def test_a_run_that_died_says_how_to_go_on(run: Path) -> None:
@@ -294,11 +306,3 @@ def test_lines_being_written_are_read_as_far_as_they_are(run: Path) -> None:
 def test_sparkline(values: list[float], drawn: str) -> None:
     assert sparkline(values) == drawn
     assert len(sparkline(values * 100)) == 48
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(-3, "0 s"), (59.4, "59 s"), (61, "1:01"), (7325, "2:02:05"), (600, "10:00"), (90000, "1 day, 1:00:00")],
-)
-def test_since(seconds: float, said: str) -> None:
-    assert since(seconds) == said

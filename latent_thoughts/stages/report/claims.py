@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_thoughts.stages.report.methods import of
-from latent_thoughts.stages.report.summary import bound_name
 from latent_thoughts.store import read_json
+from latent_thoughts.terminal import bound_name
 from latent_thoughts.types import UserError
 
 # Of claims' names, which are made of small letters.

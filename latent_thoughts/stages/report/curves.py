@@ -9,7 +9,8 @@ from typing import Any
 
 from latent_thoughts.stages.report.charts import Chart, Level, Series
 from latent_thoughts.stages.report.methods import DOTTED, METHODS, of
-from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results, bound_name
+from latent_thoughts.stages.report.summary import LOOPS, Line, Mean, Results
+from latent_thoughts.terminal import bound_name
 
 
 @dataclass(frozen=True, slots=True)

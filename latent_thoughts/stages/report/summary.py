@@ -34,11 +34,6 @@ class Mean:
     over: str = "seeds"
 
 
-def bound_name(samples: str) -> str:
-    """L with K as its index: L₄."""
-    return "L" + samples.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
 def percents(value: float) -> str:
     """A share in percent, without decimals but for one near 0 and 100: 0.125 is 13, and 0.996 is not 100 but 99.6."""
     shown = round(100 * value, 6)  # 14.5 and not 14.499999999999998

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from typing import Any
 
+from rich.text import Text
+
+from latent_thoughts import terminal
 from latent_thoughts.stages.report.differences import difference, points
 from latent_thoughts.stages.report.methods import METHODS
 from latent_thoughts.stages.report.summary import (
@@ -13,10 +14,10 @@ from latent_thoughts.stages.report.summary import (
     Line,
     Mean,
     Results,
-    bound_name,
     percents,
 )
 from latent_thoughts.stages.report.tasks import tasks
+from latent_thoughts.terminal import bound_name
 
 LOOSE = " †"
 
@@ -33,8 +34,7 @@ class Table:
 def percent(found: Mean | None, error: bool = True) -> str:
     if found is None:
         return "–"
-    shown = f" ± {100 * found.error:.1f}" if error and found.error is not None else ""
-    return f"{100 * found.value:.1f}{shown} %"
+    return terminal.percent(found.value, found.error if error else None)
 
 
 def nats(found: Mean | None) -> str:
@@ -57,13 +57,27 @@ def loose(lines: list[Line], bounds: list[str]) -> list[str]:
 
 
 def count(found: Mean | None) -> str:
-    """A count in few characters: 950, 12.3 k, 3.0 M."""
-    if found is None:
-        return "–"
-    for start, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if found.value >= start:
-            return f"{found.value / size:#.3g}".rstrip(".") + f" {unit}"
-    return f"{found.value:.0f}"
+    return "–" if found is None else terminal.count(found.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The unit of a column of times: what suits the longest of them, as for the charts' axes (curves.py)."""
+
+    head: str
+    seconds: float
+
+    @staticmethod
+    def of(spent: list[Mean | None]) -> Period:
+        longest = max((found.value for found in spent if found), default=0.0)
+        if longest >= 7200:
+            return Period("Hours", 3600.0)
+        return Period("Minutes", 60.0) if longest >= 120 else Period("Seconds", 1.0)
+
+    def shown(self, found: Mean | None) -> str:
+        if found is None:
+            return "–"
+        return f"{found.value:.0f}" if self.seconds == 1 else terminal.figure(found.value / self.seconds)
 
 
 def lines(results: Results) -> list[tuple[Line, str]]:
@@ -86,6 +100,7 @@ def main_table(results: Results) -> Table:
     """Every model: its accuracy, and always beside it the bound, and what it cost."""
     rows = lines(results)
     apart = [n for n in ("known", "unknown") if any(line.mean(f"accuracy_{n}") for line, _ in rows)]
+    time = Period.of([line.spent("seconds.sample", "seconds.train") for line, _ in rows])
     heads = [
         ("Method", "How the model was trained"),
         ("Iter.", "EM iteration"),
@@ -96,7 +111,7 @@ def main_table(results: Results) -> Table:
         ("NLL", "Negative log-likelihood of held-out text without a thought, nats per token"),
         ("Tokens", "Tokens trained on, for EM from the warm start on"),
         ("Steps", "Optimizer steps, for EM from the warm start on"),
-        ("Seconds", "Sampling and training, for EM from the warm start on"),
+        (time.head, "Sampling and training, for EM from the warm start on"),
     ]
     cells = []
     for line, emphasis in rows:
@@ -110,7 +125,7 @@ def main_table(results: Results) -> Table:
             nats(line.mean("nll_per_token")),
             count(line.spent("train_tokens")),
             count(line.spent("train_steps")),
-            count(line.spent("seconds.sample", "seconds.train")),
+            time.shown(line.spent("seconds.sample", "seconds.train")),
         ]
         cells.append((line.method, emphasis, row))
     return Table(heads, cells, main_notes(results, [line for line, _ in rows], bool(apart)))
@@ -134,7 +149,7 @@ def main_notes(results: Results, rows: list[Line], apart: bool) -> list[str]:
         notes.append(f"{names}, higher is better; NLL: without a thought, lower is better. Nats per token.")
         notes += loose(rows, results.bounds)
     if any(line.method in LOOPS for line in rows):
-        notes.append("Tokens, steps and seconds of EM count from the warm start on.")
+        notes.append("Tokens, steps and time of EM count from the warm start on.")
     ended = results.run.get("ended")
     return notes + [f"Without a row: {told}." for told in ended or []]
 
@@ -143,26 +158,28 @@ def samples_table(results: Results) -> Table | None:
     """Final accuracy and E-step cost by K; None where only one K was run."""
     if not results.has_sample_comparison:
         return None
+    ends = []
+    for method, samples in ((m, k) for m in LOOPS for k in results.samples(m)):
+        *before, last = results.loop(method, samples)
+        ends.append(Line(method, last.iteration, samples, last.rows, tuple(before)))  # without the warm start
+    time = Period.of([line.spent("seconds.sample") for line in ends])
     heads = [
         ("E-step", "How thoughts are sampled and accepted"),
         ("K", "Thoughts sampled for each text"),
         ("Final accuracy", "Share of right answers on held-out questions, last iteration"),
         ("Tokens sampled", "In all E-steps"),
-        ("E-step seconds", "In all E-steps"),
+        (f"E-step {time.head.lower()}", "In all E-steps"),
     ]
     cells = []
-    for method in LOOPS:
-        for samples in results.samples(method):
-            loop = results.loop(method, samples)
-            alone = Line(method, loop[-1].iteration, samples, loop[-1].rows, tuple(loop[:-1]))
-            row = [
-                {"em": "default", "em_paper": "paper"}[method],
-                str(samples),
-                percent(loop[-1].mean("accuracy")),
-                count(alone.spent("sample_tokens")),
-                count(alone.spent("seconds.sample")),
-            ]
-            cells.append((method, "", row))
+    for line in ends:
+        row = [
+            {"em": "default", "em_paper": "paper"}[line.method],
+            str(line.samples),
+            percent(line.mean("accuracy")),
+            count(line.spent("sample_tokens")),
+            time.shown(line.spent("seconds.sample")),
+        ]
+        cells.append((line.method, "", row))
     return Table(heads, cells, [])
 
 
@@ -171,6 +188,8 @@ def variants_table(results: Results) -> Table | None:
     own = results.final("em")
     if own is None or not results.variants:
         return None
+    shown = [("as the recipe says", own), *((n.replace("_", " "), results.variant(n)[-1]) for n in results.variants)]
+    time = Period.of([line.spent("seconds.sample", "seconds.train") for _, line in shown])
     heads = [
         ("Setting", "What was changed"),
         ("Accuracy", "Share of right answers on held-out questions, last iteration"),
@@ -178,13 +197,10 @@ def variants_table(results: Results) -> Table | None:
         ("Unknown", "Accuracy where the facts are unknown to the warm start"),
         *[(bound_name(k), f"Bound on held-out text with {k} thoughts, nats per token") for k in results.bounds[-1:]],
         ("Tokens sampled", "In all E-steps"),
-        ("Seconds", "Sampling and training, from the warm start on"),
+        (time.head, "Sampling and training, from the warm start on"),
     ]
     cells = []
-    for name, line in [
-        ("as the recipe says", own),
-        *((n.replace("_", " "), results.variant(n)[-1]) for n in results.variants),
-    ]:
+    for name, line in shown:
         found = difference(line, own, "accuracy") if line is not own else None
         row = [
             name,
@@ -193,10 +209,10 @@ def variants_table(results: Results) -> Table | None:
             percent(line.mean("accuracy_unknown"), error=False),
             *[bound(line, k) for k in results.bounds[-1:]],
             count(Line("em", 0, 0, line.rows, tuple(h for h in line.history if h.iteration)).spent("sample_tokens")),
-            count(line.spent("seconds.sample", "seconds.train")),
+            time.shown(line.spent("seconds.sample", "seconds.train")),
         ]
         cells.append(("em", "strong" if line is own else "", row))
-    marked = loose([own, *(results.variant(name)[-1] for name in results.variants)], results.bounds[-1:])
+    marked = loose([line for _, line in shown], results.bounds[-1:])
     return Table(heads, cells, ["Each setting is changed alone; all begin with the same warm start.", *marked])
 
 
@@ -248,46 +264,23 @@ def meanings(results: Results) -> list[tuple[str, str, str]]:
 
 
 def show(results: Results) -> None:
-    """Prints the tables. Without a terminal they get the width they need."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(width=None if sys.stdout and sys.stdout.isatty() else 140, highlight=False)
-    _print(console, main_table(results))
+    """Prints the tables."""
+    console = terminal.output()
+    console.print(grid(main_table(results)))
     for _, name, meaning in meanings(results):
-        console.print(f"[bold]{escape(name)}[/]: {escape(meaning)}.")
+        console.print(Text.assemble((name, "bold"), f": {meaning}."))
     for further in (samples_table(results), variants_table(results), documents_table(results)):
         if further is not None:
             console.print()
-            _print(console, further)
+            console.print(grid(further))
 
 
-def _fitting(shown: Table, width: int) -> list[int]:
-    """The columns that there is room for. Costs go first; accuracy and the last bound stay."""
+def grid(shown: Table) -> terminal.Grid:
+    """For the terminal. Where it is narrow costs go first; the iteration (what else tells EM's lines apart?), accuracy
+    and the last bound stay."""
     heads = [head for head, _ in shown.heads]
-    widths = [max(map(len, (head, *[line[2][n] for line in shown.lines]))) for n, head in enumerate(heads)]
-    widths[0] = min(widths[0], 14)  # the only one that may wrap
     bounds = [head for head in heads if head.startswith("L")]
-    kept = list(range(len(heads)))
-    for head in ("Steps", "Tokens", *bounds[:-1], "Seconds", "NLL", "Iter."):
-        if sum(widths[n] + 2 for n in kept) <= width:
-            break
-        kept = [n for n in kept if heads[n] != head]
-    return kept
-
-
-def _print(console: Any, shown: Table) -> None:
-    from rich import box
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    columns = _fitting(shown, console.width)
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for n in columns:
-        grid.add_column(Text(shown.heads[n][0]), justify="right" if n else "left", no_wrap=n > 0)
-    for _, emphasis, cells in shown.lines:
-        style = {"strong": "bold", "dim": "dim"}.get(emphasis, "")
-        grid.add_row(*[Text(cells[n], style=style) for n in columns])
-    console.print(grid)
-    for note in shown.notes:
-        console.print(Text(note, style="dim"))
+    drop = ["Steps", "Tokens", *bounds[:-1], "Seconds", "Minutes", "Hours", "NLL", "Known", "Unknown", "K"]
+    styles = {"strong": "bold", "dim": "dim"}
+    rows = [[Text(cell, styles.get(emphasis, "")) for cell in cells] for _, emphasis, cells in shown.lines]
+    return terminal.Grid(heads, rows, words=heads[:1], drop=drop, notes=shown.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_chunks_without_a_thought_that_ended_are_counted(tmp_path: Path) -> None
     assert found.unfinished == (3, 2) and found.difference.n == 20
     assert found.difference.value == pytest.approx(-5 / np.log(2) / 50)
     table = comparison_tables(models, [found])[-1]
-    assert "A − B: of 3 chunks no thought of A ended, of 2 none of B" in str(table.caption)
+    assert "A − B: of 3 chunks no thought of A ended, of 2 none of B" in table.notes[-1]
 
 
 def answered(folder: Path, right: Sequence[bool], gold: str = "den") -> Path:
@@ -197,7 +198,19 @@ def test_answers_on_held_out_documents_are_compared(tmp_path: Path) -> None:
 def test_models_of_text_alone_are_named(tmp_path: Path) -> None:
     models = [load(scored(tmp_path / name, [60.0] * 4)) for name in ("a", "b")]
     shown, _ = comparison_tables(models, compare(models))
-    assert [[*column.cells] for column in shown.columns][:2] == [["A", "B"], [m.name for m in models]]
+    assert shown.title == f"Models in {tmp_path}"
+    assert [row[:2] for row in shown.rows] == [["A", "a"], ["B", "b"]]
+
+
+def test_a_difference_has_its_unit_sign_and_interval(tmp_path: Path) -> None:
+    folders = [answered(tmp_path / n, r) for n, r in (("a", [True] * 12 + [False]), ("b", [False] * 12 + [True]))]
+    models = [load(folder) for folder in folders[::-1]]
+    _, shown = comparison_tables(models, compare(models))
+    answers, text = shown.rows
+    assert answers[:4] == ["held-out documents, answers", "A − B", "13", "−84.6 points"] and answers[5] == "0.0034"
+    assert re.fullmatch(r"−\d+\.\d to −\d+\.\d", str(answers[4]))
+    assert text[0] == f"{LIKELIHOOD} (L₄)" and text[3:5] == ["+0.00 bits/byte", "+0.00 to +0.00"]
+    assert "-" not in "".join(map(str, [*answers[1:], *text[1:]]))
 
 
 def test_a_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
@@ -219,7 +232,7 @@ def test_fine_tuned_models_are_compared_over_their_seeds(tmp_path: Path) -> None
     assert found.difference.test == "Welch's t of 3 and 3 training seeds" and found.difference.n == 400
     means = [np.array(list(m.grades["gsm8k", "cot, samples 1, fine-tuned"].values())).mean(0) for m in models]
     assert found.difference.p == pytest.approx(stats.ttest_ind(*means, equal_var=False).pvalue)
-    assert "training seeds are held fixed" in str(comparison_tables(models, [found])[-1].caption)
+    assert "training seeds are held fixed" in comparison_tables(models, [found])[-1].notes[0]
     seeds = [load(tmp_path / name / "fine_tune" / "seed_0") for name in "ab"]
     (one,) = compare(seeds)
     assert one.difference.test.startswith("McNemar") and one.better == seeds[0].name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hand_made import em_row, results, row, save
+from rich.console import Console
 
 from latent_thoughts.stages.report import differences, headline, summary, table
 
@@ -101,12 +103,30 @@ def test_second_table_compares_k(tmp_path: Path) -> None:
     ]
 
 
-def test_narrow_terminals_keep_accuracy_and_bound(tmp_path: Path) -> None:
-    shown = table.main_table(results(tmp_path, [row("raw_tokens"), em_row(accuracy_known=1.0, accuracy_unknown=0.3)]))
-    kept = [shown.heads[n][0] for n in table._fitting(shown, 72)]
-    assert {"Method", "K", "Accuracy", "Known", "Unknown", "L₄"} <= set(kept)
-    assert "Steps" not in kept
-    assert len(table._fitting(shown, 200)) == len(shown.heads)
+@pytest.mark.parametrize(
+    ("width", "kept"),
+    [
+        (60, ["Method", "Iter.", "K", "Accuracy", "Unknown", "L₄"]),
+        (72, ["Method", "Iter.", "K", "Accuracy", "Known", "Unknown", "L₄"]),
+        (140, "Method Iter. K Accuracy Known Unknown L₁ L₄ NLL Tokens Steps Seconds".split()),
+    ],
+)
+def test_narrow_terminals_keep_iteration_accuracy_and_bound(tmp_path: Path, width: int, kept: list[str]) -> None:
+    rows = [row("raw_tokens"), em_row(iteration=1), em_row(accuracy_known=1.0, accuracy_unknown=0.3)]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table.grid(table.main_table(results(tmp_path, rows))))
+    assert console.file.getvalue().split("\n")[1].split() == kept  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("seconds", "head", "shown"),
+    [(40.0, "Seconds", "40"), (200.0, "Minutes", "3.33"), (412_000.0, "Hours", "114"), (2.46e7, "Hours", "6,833")],
+)
+def test_times_have_the_unit_of_the_longest(tmp_path: Path, seconds: float, head: str, shown: str) -> None:
+    spent = {"train": seconds}
+    found = table.main_table(results(tmp_path, [row("raw_tokens", seconds=spent), row("oracle", seconds={"train": 1})]))
+    assert found.heads[-1][0] == head
+    assert found.lines[0][2][-1] == shown
 
 
 @pytest.mark.parametrize(
