@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from latent_thoughts import seeds
 from latent_thoughts.config import Recipe, load_recipe
-from latent_thoughts.config.base import Section, parse, read_yaml_file
+from latent_thoughts.config.base import Dumper, Section, parse, read_yaml_file
 from latent_thoughts.stages.report import report
 from latent_thoughts.stages.report.differences import difference
 from latent_thoughts.stages.report.summary import LOOPS, Line, Results, load
@@ -67,7 +67,8 @@ def _override(setting: tuple[str, Any]) -> str:
     import yaml
 
     name, value = setting
-    return f"{name}={yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix('...' + chr(10))}"
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=math.inf)
+    return f"{name}={text.removesuffix('...' + chr(10))}"
 
 
 def named(name: str) -> Experiment:

@@ -25,8 +25,9 @@ from latent_thoughts.data import records
 from latent_thoughts.doctor import doctor, examine
 from latent_thoughts.doctor.stages import StageFolder
 from latent_thoughts.em import Run, em
+from latent_thoughts.journal import Journal
 from latent_thoughts.stages import prepare as preparing
-from latent_thoughts.store import Journal, Stage, read_manifest, read_rows, run_lock
+from latent_thoughts.store import Stage, read_manifest, read_rows, run_lock
 from latent_thoughts.types import UserError
 from tests.conftest import SMALL
 from tests.faults.conftest import miniature, outcome

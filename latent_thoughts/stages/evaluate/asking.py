@@ -25,12 +25,13 @@ from latent_thoughts import model as models
 from latent_thoughts.config import Benchmark, Recipe
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.engines.load import loaded_engine
+from latent_thoughts.journal import Journal
 from latent_thoughts.places import version
 from latent_thoughts.progress import track
 from latent_thoughts.provenance import provenance
 from latent_thoughts.stages.evaluate import repeated, statistics, tasks
 from latent_thoughts.stages.evaluate.shown import curve, markdown
-from latent_thoughts.store import Journal, Stage, atomic, fingerprint, read_manifest, read_table, stage_key, write_json
+from latent_thoughts.store import Stage, atomic, fingerprint, read_manifest, read_table, stage_key, write_json
 from latent_thoughts.types import Manifest, UserError
 
 SAMPLES = pa.schema(

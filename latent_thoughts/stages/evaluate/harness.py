@@ -22,9 +22,9 @@ from latent_thoughts.config import Model
 from latent_thoughts.data.tokenizer import Codec, Controls, controls_of
 from latent_thoughts.engines.base import Engine
 from latent_thoughts.engines.torch_engine import TorchEngine
+from latent_thoughts.journal import Journal
 from latent_thoughts.places import place
 from latent_thoughts.stages.evaluate.questions import Choices, Question, key_of, stems
-from latent_thoughts.store import Journal
 
 Answered = Callable[[int], None]  # told how many questions were answered
 
