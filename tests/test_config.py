@@ -336,7 +336,6 @@ def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFact
         (["em.baselines=[raw,raw]"], "em.baselines: raw stands there twice"),
         (["evaluate.bound=[1,4,1]"], "evaluate.bound: 1 stands there twice"),
         (["em.samples=[4]", "sample.k=4", "sample.last_k=8"], "leave 4 out"),
-        (["chunking.mean=30"], "mean 30 is above max"),
         (["sample.max_tokens=512"], "lower max_thought_tokens, which is 1024"),
         (["engine.kind=vllm", "engine.scorer=vllm"], "vLLM cannot score tempered draws"),
         (["evaluate.tasks=[{name: gsm8k}, {name: gsm8k, limit: 5}]"], "results would lie in one folder"),

@@ -28,7 +28,6 @@ class Lanes:
         self.before = [torch.cat([getattr(s, x) for s in trunk], 2) for x in ("keys", "values")] if trunk else []
         self.stored: list[torch.Tensor] = []  # shared keys and values, own keys and values
         self.length_G = torch.zeros(lanes, dtype=torch.long)
-        self.rows_N = self.draw_N = self.at_N = torch.zeros(0, dtype=torch.long)  # of the N draws that grow
 
     def fill(self, lane: int, path: Path) -> None:
         """Puts the path's keys behind the trunk into a lane."""
@@ -69,15 +68,15 @@ class Lanes:
 
     def place(self, rows: Sequence[tuple[int, int]], at: Sequence[int]) -> list[int]:
         """Which draws (lane, draw) grow in the next pass, and how many tokens they hold; returns positions."""
-        self.rows_N, self.draw_N = torch.tensor(rows, dtype=torch.long).unbind(1)
-        self.at_N = torch.tensor(at, dtype=torch.long)
-        positions = (self.P + self.length_G[self.rows_N] + self.at_N).tolist()
-        used = int(self.rows_N.max()) + 1
+        rows_N, draw_N = torch.tensor(rows, dtype=torch.long).unbind(1)  # of the N draws that grow
+        at_N = torch.tensor(at, dtype=torch.long)
+        positions = (self.P + self.length_G[rows_N] + at_N).tolist()
+        used = int(rows_N.max()) + 1
         self.fit(max(at) + 1)
         own_GR = torch.full((used, self.draws), -1)
-        own_GR[self.rows_N, self.draw_N] = self.at_N
+        own_GR[rows_N, draw_N] = at_N
         self._stand(own_GR.to(self.device), self.length_G[:used].to(self.device))
-        self.index = tuple(x.to(self.device) for x in (self.rows_N, self.draw_N, self.at_N))
+        self.index = tuple(x.to(self.device) for x in (rows_N, draw_N, at_N))
         return positions
 
     def longest(self, rows: Sequence[tuple[int, int]], at: Sequence[int]) -> int:

@@ -100,9 +100,3 @@ class Chunking(Section):
     max_tokens: Positive = 512  # a longer chunk is split, or refused
     oversize: Literal["split", "refuse"] = "split"
     thoughts: Literal["all", "last", "given"] = "all"  # which chunks get a thought; given: where the data has its own
-
-    @model_validator(mode="after")
-    def _mean_is_possible(self) -> Chunking:
-        if self.mode in ("poisson", "fixed") and self.mean > self.max:
-            raise ValueError(f"mean {self.mean:g} is above max, which is {self.max}")
-        return self

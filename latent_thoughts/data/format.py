@@ -40,7 +40,7 @@ class Form(IntEnum):
 
 def context(controls: Controls, before: Sequence[Sequence[int]], chunks: int) -> Ids:
     """Raw text of the last `chunks` chunks before x, behind BOS where that reaches the document's start."""
-    window = before[-chunks:] if chunks else before[len(before) :]
+    window = before[-chunks:]
     ids = [i for chunk in window for i in chunk]
     return (controls.bos, *ids) if len(window) == len(before) else tuple(ids)
 

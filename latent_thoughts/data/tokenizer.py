@@ -66,6 +66,8 @@ class Codec:
         self.sentinels = [s for s in _SENTINELS if self._clean(s)]
         if not self.sentinels:
             raise UserError("the tokenizer does not give back the text it encodes: choose another one")
+        self.head = self._ids(self.sentinels[0]) if self.sentinels[0] else []
+        self.head_length = len(self._text(self.head))
         vocabulary = tokenizer.get_vocab()
         self.special = frozenset(tokenizer.all_special_ids) | {i for t, i in vocabulary.items() if t in CONTROL_TOKENS}
         self.longest = max(map(len, vocabulary))  # characters of a token, at most
@@ -123,8 +125,7 @@ class Codec:
 
     def ahead(self, texts: Iterable[str]) -> Callable[[str], list[int]]:
         """`encode`, with these texts encoded now, all in one call: by several threads within `on_all_cores`."""
-        sentinel, unknown = self.sentinels[0], self.tokenizer.unk_token_id
-        head = self._ids(sentinel) if sentinel else []
+        sentinel, head, unknown = self.sentinels[0], self.head, self.tokenizer.unk_token_id
         plain = [text for text in texts if text and not (self.mistaken and self.mistaken.search(text))]
         found = self._ids([sentinel + text for text in plain]) if plain else []
         known = {t: i[len(head) :] for t, i in zip(plain, found, strict=True) if i[: len(head)] == head}
@@ -154,8 +155,7 @@ class Codec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens shown by name."""
-        head = self._ids(self.sentinels[0]) if self.sentinels[0] else []
-        return self._text([*head, *ids])[len(self._text(head)) :]
+        return self._text([*self.head, *ids])[self.head_length :]
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
+from latent_thoughts.config import Train
 from latent_thoughts.data.corpus import Source
 from latent_thoughts.em.loop import Loop, Row, row, with_preset
 from latent_thoughts.em.run import TRAINING, Run
@@ -17,53 +19,36 @@ def _trained_tokens(run: Run, loop: Loop, unit: str) -> int:
     return sum(read_manifest(folder).counts[unit] for folder in folders)
 
 
-def _text_alone(
-    run: Run, method: str, sources: list[Source], unit: str | None = None, amount: int = 0
-) -> Iterator[Row]:
-    """A model of text without thoughts, trained on `amount` raw tokens, or tokens in all; else as `em.raw` says."""
-    config = run.recipe.raw_train
-    trained = run.train(config.with_budget(unit, amount) if unit else config, sources, run.baseline(method))
-    yield row(run, method, 0, 0, trained, run.evaluate(run.baseline(method), thinks=False))
+def _text_alone(run: Run, method: str, sources: list[Source], config: Train) -> Iterator[Row]:
+    """A model of text without thoughts."""
+    folder = run.baseline(method)
+    yield row(run, method, 0, 0, run.train(config, sources, folder), run.evaluate(folder, thinks=False))
 
 
 def _raw(run: Run, loop: Loop) -> Iterator[Row]:
-    return _text_alone(run, "raw", run.raw(*TRAINING))
+    return _text_alone(run, "raw", run.raw(*TRAINING), run.recipe.raw_train)
 
 
-def _raw_tokens(run: Run, loop: Loop) -> Iterator[Row]:
-    amount = _trained_tokens(run, loop, "raw_tokens")
-    return _text_alone(run, "raw_tokens", run.raw(*TRAINING), "raw_tokens", amount)
-
-
-def _raw_flops(run: Run, loop: Loop) -> Iterator[Row]:
-    return _text_alone(run, "raw_flops", run.raw(*TRAINING), "tokens", _trained_tokens(run, loop, "tokens"))
+def _like_em(run: Run, loop: Loop, method: str, unit: str) -> Iterator[Row]:
+    """Raw text, for as many `unit` as the whole EM run."""
+    config = run.recipe.raw_train.with_budget(unit, _trained_tokens(run, loop, unit))
+    return _text_alone(run, method, run.raw(*TRAINING), config)
 
 
 def _like_warm_start(run: Run, method: str, sources: list[Source]) -> Iterator[Row]:
     """For as many tokens as the warm start."""
-    return _text_alone(run, method, sources, "tokens", read_manifest(run.warm_start / "train").counts["tokens"])
+    tokens = read_manifest(run.warm_start / "train").counts["tokens"]
+    return _text_alone(run, method, sources, run.recipe.raw_train.with_budget("tokens", tokens))
 
 
-def _raw_repeat(run: Run, loop: Loop) -> Iterator[Row]:
-    return _like_warm_start(run, "raw_repeat", run.raw("warm_start"))
+def _repeated(run: Run, loop: Loop, method: str, splits: tuple[str, ...]) -> Iterator[Row]:
+    return _like_warm_start(run, method, run.raw(*splits))
 
 
-def _raw_fresh(run: Run, loop: Loop) -> Iterator[Row]:
-    return _like_warm_start(run, "raw_fresh", run.raw(*TRAINING))
-
-
-def _paraphrased(run: Run, method: str) -> Iterator[Row]:
+def _paraphrased(run: Run, loop: Loop, method: str) -> Iterator[Row]:
     """A teacher's paraphrases of the warm start's documents."""
     run.synthesize(method)
     return _like_warm_start(run, method, [Source(run.synthesized(method), "warm_start")])
-
-
-def _wrap_baseline(run: Run, loop: Loop) -> Iterator[Row]:
-    return _paraphrased(run, "wrap_baseline")
-
-
-def _wrap_cot(run: Run, loop: Loop) -> Iterator[Row]:
-    return _paraphrased(run, "wrap_cot")
 
 
 def _warm_start_matched(run: Run, loop: Loop) -> Iterator[Row]:
@@ -85,15 +70,15 @@ def _oracle(run: Run, loop: Loop) -> Iterator[Row]:
     yield row(run, "oracle", 0, 0, trained, run.evaluate(folder))
 
 
-BASELINES = {
+BASELINES: dict[str, Callable[[Run, Loop], Iterator[Row]]] = {
     "raw": _raw,
-    "raw_tokens": _raw_tokens,
-    "raw_flops": _raw_flops,
-    "raw_repeat": _raw_repeat,
-    "raw_fresh": _raw_fresh,
+    "raw_tokens": partial(_like_em, method="raw_tokens", unit="raw_tokens"),
+    "raw_flops": partial(_like_em, method="raw_flops", unit="tokens"),
+    "raw_repeat": partial(_repeated, method="raw_repeat", splits=("warm_start",)),
+    "raw_fresh": partial(_repeated, method="raw_fresh", splits=TRAINING),
     "warm_start_matched": _warm_start_matched,
-    "wrap_baseline": _wrap_baseline,
-    "wrap_cot": _wrap_cot,
+    "wrap_baseline": partial(_paraphrased, method="wrap_baseline"),
+    "wrap_cot": partial(_paraphrased, method="wrap_cot"),
     "em_paper": _em_paper,
     "oracle": _oracle,
 }

@@ -21,8 +21,8 @@ InSight = Callable[[Path], Iterable[Work]]  # the jobs that want draws behind a 
 
 
 @dataclass(slots=True)
-class Lane:
-    """Draws behind one prompt, waiting for a place or growing. The path begins with its job's stem, `trunk`."""
+class Waiting:
+    """Draws behind one prompt that wait for a lane. The path begins with its job's stem, `trunk`."""
 
     path: Path
     trunk: Path
@@ -35,7 +35,7 @@ class Drawing:
 
     def __init__(self, passes: Passes, limits: Limits):
         self.passes, self.limits = passes, limits
-        self.queue: deque[Lane] = deque()  # prompts whose draws wait for a lane
+        self.queue: deque[Waiting] = deque()  # prompts whose draws wait for a lane
         self.growing: dict[tuple[int, int], Growing] = {}  # by lane and place in it
         self.lanes: Lanes | None = None
         self.free: list[int] = []
@@ -43,30 +43,30 @@ class Drawing:
 
     def fill(self, in_sight: InSight) -> None:
         """Draws the first tokens of waiting prompts and gives the draws lanes."""
-        starting: list[Lane] = []
+        starting: list[Waiting] = []
         while self.queue and self._room(self.queue[0], starting, in_sight):
             starting.append(self.queue.popleft())
         if not starting:
             return
-        draws = [d for lane in starting for d in lane.draws]
-        logits_NV = torch.cat([lane.logits_V.expand(len(lane.draws), -1) for lane in starting])
+        draws = [d for prompt in starting for d in prompt.draws]
+        logits_NV = torch.cat([prompt.logits_V.expand(len(prompt.draws), -1) for prompt in starting])
         goes_on = dict(zip(map(id, draws), self.passes.draw(logits_NV, draws), strict=True))
-        for lane in starting:
-            if going := [d for d in lane.draws if goes_on[id(d)]]:
+        for prompt in starting:
+            if going := [d for d in prompt.draws if goes_on[id(d)]]:
                 assert self.lanes is not None
                 at = self.free.pop()
-                self.lanes.fill(at, lane.path)
+                self.lanes.fill(at, prompt.path)
                 self.growing.update({(at, r): d for r, d in enumerate(going)})
 
-    def _room(self, lane: Lane, starting: Sequence[Lane], in_sight: InSight) -> bool:
+    def _room(self, prompt: Waiting, starting: Sequence[Waiting], in_sight: InSight) -> bool:
         """Whether the draws may start now, beside others that do. Makes the lanes, anew where they are too narrow."""
-        shared = attention.length(lane.path) - attention.length(lane.trunk)
-        draws, own, lanes = len(lane.draws), max(1, lane.draws[0].how.max_tokens), self.lanes
+        shared = attention.length(prompt.path) - attention.length(prompt.trunk)
+        draws, own, lanes = len(prompt.draws), max(1, prompt.draws[0].how.max_tokens), self.lanes
         narrow = lanes is not None and (shared > lanes.shared or own > lanes.own or draws > lanes.draws)
-        if lanes is None or narrow or lane.trunk is not lanes.trunk:
+        if lanes is None or narrow or prompt.trunk is not lanes.trunk:
             if self.growing or starting:
                 return False
-            self._make_lanes(lane.trunk, shared, draws, own, in_sight)
+            self._make_lanes(prompt.trunk, shared, draws, own, in_sight)
         busy = len(self.growing) + sum(len(other.draws) for other in starting)
         return len(self.free) > len(starting) and (not busy or busy + draws <= self.limits.sequences)
 

@@ -11,7 +11,7 @@ import torch
 
 from latent_thoughts.attention import Path, Span
 from latent_thoughts.engines.base import How, Ids, Sampled, SampleRequest, Sampling, uniforms
-from latent_thoughts.engines.drawing import Drawing, Lane
+from latent_thoughts.engines.drawing import Drawing, Waiting
 from latent_thoughts.engines.limits import Limits
 from latent_thoughts.engines.passes import Growing, Item, Passes
 from latent_thoughts.engines.work import Work
@@ -202,7 +202,7 @@ class Schedule:
             for k in range(0, len(growing), self.limits.sequences):
                 assert logits_V is not None
                 trunk = self.stems.get(work.job.stem, ())
-                self.drawing.queue.append(Lane(path, trunk, logits_V, growing[k : k + self.limits.sequences]))
+                self.drawing.queue.append(Waiting(path, trunk, logits_V, growing[k : k + self.limits.sequences]))
 
         targets = r.prompt[start:stop]
         prompt = Item(work.path, r.prompt, True, _nothing, max(0, start - 1), targets, next=bool(r.seeds))
