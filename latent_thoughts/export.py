@@ -23,18 +23,28 @@ from latent_thoughts.config import Dumper, Recipe, load_recipe
 from latent_thoughts.data import interchange, records
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.places import place, remote
-from latent_thoughts.store import atomic, read_json, read_manifest
+from latent_thoughts.provenance import MADE_WITH, own_recipe, unplaced
+from latent_thoughts.store import atomic, read_json, read_manifest, read_table
 from latent_thoughts.types import Manifest, UserError
 
-# Where things lie and are asked is nobody else's business.
+# Where things are asked is nobody else's business; where they lie, `unplaced` takes out.
 _ADDRESSES: Any = {"executor": {"address"}, "synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
+_PLACES = {"source", "held_out_source", "prompts", "sets"}  # settings that name files, however they look
 DOCUMENTED = ("prepare", "synthesize", "sample")  # stages whose shards are documents
 FORMATS = ("jsonl", "parquet", "dataset", "hub")
 _OF_A_DATASET = re.compile(r"[\w-]+\.arrow|dataset_info\.json|state\.json|README\.md|listing\.json")
 
 
-def export(folder: Path, base: Path, recipe: Path, target: str, kind: str, license: str, private: bool = True) -> int:
-    """Writes all documents of a completed synthesize or sample stage; how many.
+def kind_of(target: str) -> str:
+    """The format that a file's name tells."""
+    return "parquet" if target.lower().endswith(".parquet") else "jsonl"
+
+
+def export(
+    folder: Path, run: Path, target: str, kind: str, license: str, private: bool = True, held_out: bool = False
+) -> int:
+    """Writes all documents of a completed synthesize or sample stage of a run; how many. Of prepare, those to train on,
+    or instead of them those that are `held_out`.
 
     `kind`: "jsonl" or "parquet" (a file), "dataset" (a folder for `datasets.load_from_disk`, with its card) or "hub"
     (`push_to_hub`, with its card). Raises UserError for a stage that is not complete, and for a folder at `target` that
@@ -45,10 +55,19 @@ def export(folder: Path, base: Path, recipe: Path, target: str, kind: str, licen
     path = None if kind == "hub" else _free(target, kind)
     if (manifest := read_manifest(folder)).stage not in DOCUMENTED:
         raise UserError(f"{folder} holds no documents: name a stage that does ({', '.join(DOCUMENTED)})")
-    codec = Codec(models.load_tokenizer(base / "model")[0])
+    codec = Codec(models.load_tokenizer(run / "base" / "model")[0])
+    rows = _rows(folder, manifest, codec, held_out)
     if path is not None and kind != "dataset":
-        return (_jsonl if kind == "jsonl" else _parquet)(_rows(folder, manifest, codec), path)
-    return _dataset(folder, manifest, codec, load_recipe(recipe), path or target, license, private)
+        return (_jsonl if kind == "jsonl" else _parquet)(rows, path)
+    text = card(folder, manifest, _recipe(run, folder), license)
+    return _dataset(rows, text, path or target, private)
+
+
+def _recipe(run: Path, folder: Path) -> Recipe:
+    """What a stage was made with, which is not always what the rest of the run was."""
+    run, folder = run.resolve(), folder.resolve()
+    own = own_recipe(run, folder) if run in folder.parents else run
+    return load_recipe(own if own.is_file() else run / "recipe.yaml")
 
 
 def _free(target: str, kind: str) -> Path:
@@ -69,9 +88,9 @@ def _free(target: str, kind: str) -> Path:
     return path
 
 
-def _rows(folder: Path, manifest: Manifest, codec: Codec) -> Iterator[dict[str, Any]]:
+def _rows(folder: Path, manifest: Manifest, codec: Codec, held_out: bool) -> Iterator[dict[str, Any]]:
     for name in manifest.shards:
-        if not name.startswith("posterior-"):
+        if not name.startswith("posterior-") and name.startswith("held_out-") == held_out:
             for row in records.read_rows(folder, manifest, name):
                 yield interchange.row(records.document_of(row), codec)
 
@@ -90,20 +109,17 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
     return count
 
 
-def _dataset(
-    folder: Path, manifest: Manifest, codec: Codec, recipe: Recipe, target: Path | str, license: str, private: bool
-) -> int:
-    """`target` is a folder, or a name on the hub."""
+def _dataset(rows: Iterator[dict[str, Any]], text: str, target: Path | str, private: bool) -> int:
+    """With `text` as its card. `target` is a folder, or a name on the hub."""
     try:
         import datasets
     except ImportError:
         raise UserError("writing datasets needs an extra: pip install 'latent-thoughts[datasets]'") from None
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.parquet"
-        _parquet(_rows(folder, manifest, codec), file)
+        _parquet(rows, file)
         made = datasets.Dataset.from_parquet(str(file), cache_dir=scratch, keep_in_memory=False)
         assert isinstance(made, datasets.Dataset)
-        text = card(folder, manifest, recipe, license)
         if isinstance(target, str):
             from huggingface_hub import DatasetCard
 
@@ -117,42 +133,73 @@ def _dataset(
 
 
 def card(folder: Path, manifest: Manifest, recipe: Recipe, license: str) -> str:
-    """A dataset card: what the thoughts were made from, by whom, asked how, and how many. Texts of others (prompts)
+    """A dataset card: what the documents were made from, by whom, asked how, and how many. Texts of others (prompts)
     stand in indented blocks, where nothing in them is read as Markdown or HTML."""
     head = {"license": license, "tags": ["latent-thoughts", "synthetic"], "task_categories": ["text-generation"]}
-    teacher = recipe.synthesize.teacher
-    what = f"{manifest.stage}, key `{manifest.key[:16]}`"
-    who = {
-        "oracle": "came with the data",
-        "latent_thoughts": f"written by `{teacher.model}` ({teacher.kind})",
-    }.get(recipe.synthesize.method, f"paraphrased by `{teacher.model}` ({teacher.kind})")
-    if manifest.stage == "sample":
-        who = "inferred by the model itself (the E-step)"
+    title, who, latent = _made(_source(folder, manifest), recipe)
     prompts = read_json(folder / "prompts.json") if (folder / "prompts.json").exists() else []
+    # Lines that name malformed rows quote them, and their files.
+    counts = {name: count for name, count in manifest.counts.items() if not name.startswith("malformed: ")}
+    sections = {*MADE_WITH["prepare"]} if manifest.stage == "prepare" else None
+    settings = _unplaced(recipe.model_dump(mode="json", include=sections, exclude=_ADDRESSES))
     return "\n".join(
         [
             "---",
             _yaml(head).rstrip(),
             "---",
             "",
-            f"# Documents with latent thoughts, by latent-thoughts {__version__}",
+            f"# {title}, by latent-thoughts {__version__}",
             "",
-            f"Stage {what}; the thoughts were {who}. The license is that of the texts; whoever exported them named it.",
+            f"Stage {manifest.stage}, key `{manifest.key[:16]}`; {who}. The license is that of the texts; whoever",
+            "exported them named it.",
             "",
             "A row is a document: `text`, and `chunks` of `suffix` (a piece of the text; joined they equal it) and",
-            "`latent` (the thought before it, null where there is none); `source` says who thought.",
+            f"`latent` ({latent}); `source` says where it comes from.",
             "",
             "## Counts",
             "",
-            *_indented(_yaml(manifest.counts)),
+            *_indented(_yaml(counts)),
             "",
             *(line for prompt in prompts for line in _prompt(prompt)),
             "## Recipe",
             "",
-            *_indented(_yaml(recipe.model_dump(mode="json", exclude=_ADDRESSES))),
+            *_indented(_yaml(settings)),
             "",
         ]
     )
+
+
+def _source(folder: Path, manifest: Manifest) -> str:
+    """Where a stage's documents come from: "raw" where none has anything that it did not come with."""
+    names = [name for name in manifest.shards if not name.startswith("posterior-")]
+    found = (source for name in names for source in read_table(folder / name, ["source"])["source"].to_pylist())
+    return next((source for source in found if source != "raw"), "raw")
+
+
+def _made(source: str, recipe: Recipe) -> tuple[str, str, str]:
+    """A card's title, who made what is in the documents, and what `latent` is."""
+    teacher = recipe.synthesize.teacher
+    by = (
+        f"by `{unplaced(str(teacher.model))}` ({teacher.kind})" if teacher.kind != "data" else "that came with the data"
+    )
+    if source == "raw":
+        return "Documents", "the documents are as they were read", "null"
+    if source.startswith("wrap_"):
+        return "Paraphrased documents", f"the texts are paraphrases ({source}) {by}", "null"
+    who = {
+        "oracle": "the thoughts came with the data",
+        "em": "the thoughts were inferred by the model itself (the E-step)",
+    }.get(source, f"the thoughts were written {by}")
+    return "Documents with latent thoughts", who, "the thought before it, null where there is none"
+
+
+def _unplaced(value: Any, is_place: bool = False) -> Any:
+    """Settings without the places that they name."""
+    if isinstance(value, dict):
+        return {name: _unplaced(part, is_place or name in _PLACES) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_unplaced(part, is_place) for part in value]
+    return unplaced(value, is_place) if isinstance(value, str) else value
 
 
 def _prompt(prompt: dict[str, Any]) -> list[str]:

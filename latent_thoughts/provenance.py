@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ STAGES = (
 )
 
 
+def own_recipe(folder: Path, made: Path) -> Path:
+    """Where the recipe of a single stage stands that was made with other settings than the run's."""
+    return folder / f"recipe.{relative(made, folder).replace('/', '.')}.yaml"
+
+
 def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
     """Writes the recipe of a command that makes a single stage, `made`.
 
@@ -68,7 +74,7 @@ def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
     is then written beside it, under the stage's name. Returns the line that tells so; else an empty one. Raises
     UserError where the run's documents or its base model were prepared with other settings.
     """
-    own = folder / f"recipe.{relative(made, folder).replace('/', '.')}.yaml"
+    own = own_recipe(folder, made)
     finished = {path.parent for pattern in STAGES for path in folder.glob(f"{pattern}/manifest.json")}
     if folder / "prepare" in finished - {made}:
         _check_prepared(recipe, folder)
@@ -119,13 +125,29 @@ def _differing(path: Path, recipe: Recipe) -> list[str]:
     return found
 
 
+_PLACE = re.compile(r"(?:disk:)?(?:[a-zA-Z0-9+]+://|[/~]|\.{1,2}/)|disk:")
+
+
+def unplaced(name: str, is_place: bool = False) -> str:
+    """A name that may leave this machine: of a path or URL the last part, since where things lie is nobody else's
+    business. A hub's name and a world's stay as they are. `is_place`: it is one, however it looks."""
+    if name.startswith(("hub:", "world:", "package:")) or "\n" in name:
+        return name
+    if not (is_place or _PLACE.match(name) or (len(name) < 256 and Path(name).exists())):
+        return name
+    path = name.partition("?")[0] if "://" in name else name
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def model_card(train: Train, model: Model, counts: dict[str, Any], seed: int) -> str:
     """A Hugging Face model card: what the model was made from, and how."""
     import yaml
 
     settings = {"train": train.model_dump(mode="json", exclude_none=True), "seed": seed, "counts": counts}
     recipe = yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    base = model.base if isinstance(model.base, str) else f"{model.base.get('model_type', 'llama')} from scratch"
+    base = (
+        unplaced(model.base) if isinstance(model.base, str) else f"{model.base.get('model_type', 'llama')} from scratch"
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

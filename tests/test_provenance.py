@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from latent_thoughts.config import load_recipe, resolve
-from latent_thoughts.provenance import record_recipe, save_recipe
+from latent_thoughts.config import Model, Train, load_recipe, resolve
+from latent_thoughts.provenance import model_card, record_recipe, save_recipe, unplaced
 from latent_thoughts.store import write_json
 from latent_thoughts.types import UserError
 
@@ -81,3 +81,28 @@ def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_pat
     (tmp_path / "recipe.yaml").write_text("train: {no: 1}")  # perhaps another version's
     assert "(seed, data, chunking, model, train" in record("iter_01/sample", contamination={"n": 9})
     assert (tmp_path / "recipe.yaml").read_text() == "train: {no: 1}"
+
+
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [
+        ("/home/me/models/tiny", "tiny"),
+        ("s3://bucket/models/tiny/", "tiny"),
+        ("~/tiny", "tiny"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ({"model_type": "gpt2"}, "gpt2 from scratch"),
+    ],
+)
+def test_a_models_card_does_not_tell_where_its_base_lies(base: Any, shown: str) -> None:
+    card = model_card(Train(), Model(base=base, tokenizer="world"), {}, 0)
+    assert f"Continued pretraining of `{shown}` on" in card
+    assert "/home" not in card and "bucket" not in card
+
+
+def test_a_name_that_is_a_folder_here_is_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert unplaced("models/tiny") == "models/tiny" and unplaced("models/tiny", is_place=True) == "tiny"
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    assert unplaced("models/tiny") == "tiny"
+    assert unplaced("corpus/part-?.jsonl", is_place=True) == "part-?.jsonl"
+    assert unplaced("hub:a/b", is_place=True) == "hub:a/b" and unplaced("disk:/data/set") == "set"

@@ -91,20 +91,25 @@ def export(
     run: Annotated[Place, Parameter(help="A run folder.")],
     target: Annotated[str, Parameter(help="A file, a folder, or a name on the hub.")],
     *,
-    format: Annotated[str, Parameter(help="jsonl, parquet, dataset (load_from_disk) or hub (push_to_hub).")] = "jsonl",
+    format: Annotated[
+        str | None,
+        Parameter(help="jsonl, parquet, dataset (load_from_disk) or hub (push_to_hub); else as the file's name ends."),
+    ] = None,
     iteration: Iteration = 0,
     stage: Annotated[
         Place | None, Parameter(help="Another stage folder, such as RUN/baselines/wrap_cot/synthesize.")
     ] = None,
     license: Annotated[str, Parameter(help="Of the texts, for the dataset card.")] = "unknown",
+    held_out: Annotated[bool, Parameter(help="Of prepare: the held-out documents, not the others.")] = False,
     public: Annotated[bool, Parameter(help="On the hub, for everyone to see.")] = False,
 ) -> None:
     """Write documents with their thoughts as text, for other software."""
     from latent_thoughts.export import export as write
+    from latent_thoughts.export import kind_of
 
     name = "synthesize" if iteration == 0 else "sample"
     folder = stage or run / f"iter_{iteration:02}" / name
-    count = write(folder, run / "base", run / "recipe.yaml", target, format, license, not public)
+    count = write(folder, run, target, format or kind_of(target), license, not public, held_out)
     print(f"{count:,} documents in {target}")
 
 

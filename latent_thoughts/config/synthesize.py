@@ -56,7 +56,7 @@ class Teacher(Section):
 
     kind: Literal["openai", "openai_batch", "transformers", "vllm", "llama_cpp", "data"] = "openai"
     model: str | None = None  # the endpoint's name for it; locally a hub name, folder or GGUF file (`package:` too)
-    base_url: str | None = None  # such as http://127.0.0.1:8000/v1; default: OpenAI's own
+    base_url: str | None = None  # such as http://127.0.0.1:8000/v1; default: OPENAI_BASE_URL, else OpenAI's own
     key_env: Variable = "OPENAI_API_KEY"  # name of the environment variable that holds the key
     concurrency: Positive = 32  # requests under way, or sequences decoded, at a time
     requests_per_minute: Positive | None = None
@@ -94,7 +94,7 @@ class Checks(Section):
     unencodable: Literal["retry", "raw", "drop"] = "retry"  # no text that the model's tokenizer takes
     refusal: Policy = "retry"  # the teacher declines, or a filter did
     empty: Literal["retry", "raw", "drop"] = "retry"
-    cut: Policy = "retry"  # by max_tokens
+    cut: Policy = "retry"  # by max_tokens, or in the middle of reasoning
     loop: Policy = "retry"  # the same words over and over
     copied: Policy = "retry"  # the text handed back
     control: Policy = "retry"  # control tokens spelled out
@@ -114,7 +114,7 @@ class Synthesize(Section):
     max_tokens: Positive = 1024  # of a reply
     teacher: Teacher = Teacher()
     prices: Prices = Prices()
-    cap: Amount | None = None  # what all runs of this stage may cost together
+    cap: Amount | None = None  # what all runs of this stage may cost together, whatever their settings
     checks: Checks = Checks()
     attempts: Positive = 3  # questions about one chunk in all, where a check's policy is retry
     exhausted: Literal["raw", "drop"] = "raw"  # after the last attempt

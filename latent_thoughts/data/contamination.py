@@ -16,6 +16,7 @@ import numpy as np
 
 from latent_thoughts.config import Contamination, Data
 from latent_thoughts.data import readers
+from latent_thoughts.types import UserError
 
 _ALONE = (
     "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
@@ -90,10 +91,15 @@ def _grams(split: Sequence[str], sizes: Set[int]) -> Iterator[np.ndarray]:
 
 
 def load(config: Contamination) -> Overlap | None:
-    """The evaluation sets that a recipe names; None where it names none. Raises UserError for one that is missing."""
+    """The evaluation sets that a recipe names; None where it names none. Raises UserError for one that is missing, and
+    for one without a word, which nothing would repeat."""
     if not config.sets:
         return None
-    return Overlap({name: _texts(source) for name, source in _sources(config).items()}, config.n)
+    overlap = Overlap({name: _texts(source) for name, source in _sources(config).items()}, config.n)
+    for name, source in config.sets.items():
+        if overlap.rows[name] == overlap.too_short[name]:
+            raise UserError(f"{source} holds no text: correct contamination.sets.{name}")
+    return overlap
 
 
 def look(config: Contamination) -> None:

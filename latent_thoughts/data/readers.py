@@ -53,27 +53,34 @@ def read(config: Data, seed: int, skipped: Callable[[str], None] = lambda _: Non
 
 
 def rows(config: Data) -> Iterator[dict[str, Any]]:
-    """The columns of every row of a source. Raises UserError for a source that is missing or has a malformed row."""
-    for item in _rows(config):
+    """The columns of every row of a source whose format nobody can set. Raises UserError for one that is missing or has
+    a malformed row."""
+    for item in _rows(config, settable=False):
         if isinstance(item, UserError):
             raise item
         yield item[1]
 
 
-def _rows(config: Data, columns: set[str] | None = None) -> Iterator[Row | UserError]:
-    """Of Parquet those columns alone, if they are there: another may hold what has no value in Python."""
+def _rows(config: Data, columns: set[str] | None = None, settable: bool = True) -> Iterator[Row | UserError]:
+    """Of Parquet those columns alone, if they are there: another may hold what has no value in Python. `settable`:
+    whether a user can say what a file is that its name does not tell."""
     scheme, _, rest = config.source.partition(":")
     if scheme in ("hub", "disk"):
         yield from _dataset_rows(scheme, rest, config.split)
         return
     for path in files(config):
-        kind = kind_of(config, path)
+        kind = kind_of(config, path, settable)
         if _ends(path)[1] and not path.stat().st_size:
             yield UserError(f"{path}: cannot be read (it is empty, which no packed file is)")
         elif kind == "parquet":
             yield from _parquet(path, columns)
+        elif kind == "jsonl":
+            yield from _jsonl(path)
         else:
-            yield from {"jsonl": _jsonl, "text": _text}[kind](path)
+            if config.format == "auto":
+                _no_rows(path, settable)
+            named = {} if columns is None else {"path": _name(config, path)}  # no text of an evaluation set's
+            yield from _text(path, named)
 
 
 def hashes(config: Data) -> list[list[str]]:
@@ -131,13 +138,14 @@ def _ends(path: Path) -> tuple[str, str]:
     return (name.with_suffix("") if packed else name).suffix.lower(), packed
 
 
-def kind_of(config: Data, path: Path) -> str:
+def kind_of(config: Data, path: Path, settable: bool = True) -> str:
     """The format, by file name where it is not given. Raises UserError for files that are surely not plain text."""
     if config.format != "auto":
         return config.format
     suffix, _ = _ends(path)
     if suffix in _NOT_TEXT:
-        raise UserError(f"{path}: {suffix} files are not read as they are: convert them to JSONL, or set data.format")
+        more = ", or set data.format" if settable else ""
+        raise UserError(f"{path}: {suffix} files are not read as they are: convert them to JSONL{more}")
     return _ROWS.get(suffix, "text")
 
 
@@ -190,10 +198,28 @@ def _parquet(path: Path, columns: set[str] | None) -> Iterator[Row | UserError]:
         yield UserError(f"{path}: not a readable Parquet file, behind row {number} ({error})")
 
 
-def _text(path: Path) -> Iterator[Row | UserError]:
+def _name(config: Data, path: Path) -> str:
+    """A file's name within the folder that is the source, or its name alone."""
+    folder = place(config.source)
+    return relative(path, folder) if folder.is_dir() else path.name
+
+
+def _no_rows(path: Path, settable: bool) -> None:
+    """Raises UserError for what would be read as a text and looks like JSONL."""
     try:
         with unpacked(path, opened(path)) as file:
-            yield str(path), {"text": file.read().decode("utf-8-sig")}
+            value = json.loads(file.readline()) if file.peek(1)[:1] == b"{" else None
+    except (ValueError, RecursionError, OSError):
+        return
+    if isinstance(value, dict):
+        how = "set data.format, to jsonl or to text" if settable else "give it a name that ends in .jsonl"
+        raise UserError(f"{path}: its first line is a JSON object, as in JSONL: {how}")
+
+
+def _text(path: Path, named: dict[str, str]) -> Iterator[Row | UserError]:
+    try:
+        with unpacked(path, opened(path)) as file:
+            yield str(path), {"text": file.read().decode("utf-8-sig")} | named
     except UnicodeDecodeError as error:
         yield UserError(f"{path}: not UTF-8 text ({error})")
     except OSError as error:

@@ -53,7 +53,7 @@ def initialise(recipe: Recipe, folder: Path) -> Manifest:
 
 def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -> Manifest:
     """Reads, splits, chunks and tokenises the source. Raises UserError for bad input, naming the row."""
-    config = [recipe.data.model_dump(), recipe.chunking.model_dump(), _world_seed(recipe), _files(recipe)]
+    config = [recipe.data.model_dump(), *chunking.key(recipe.chunking), _world_seed(recipe), _files(recipe)]
     config += contamination.key(recipe.contamination)
     stage = Stage(folder, "prepare", stage_key("prepare", config, {"base": base_manifest}))
     if (manifest := stage.manifest) is not None:
@@ -110,9 +110,10 @@ def _read(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     with track("read", float("inf"), "documents") as advance:
         for data, found in _documents(recipe, lambda m: _note(counts, [m])):
             split = split_of(found, data)
-            document = seen.new(found, split) if found.text else None
+            blank = not found.text.strip()
+            document = None if blank else seen.new(found, split)
             if document is None:
-                counts["duplicates" if found.text else "empty"] += 1
+                counts["empty" if blank else "duplicates"] += 1
                 continue
             counts["renamed"] += document.id != found.id
             waiting[split].append(source_row(document))

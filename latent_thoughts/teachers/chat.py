@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from latent_thoughts.config.base import nested
 from latent_thoughts.teachers.base import TOO_LONG, Answer, Completion, Failure
 
+_CUT = ("length", "max_tokens", "model_length")  # what endpoints call it, in small letters
+_FILTERED = ("content_filter", "ResponsibleAIPolicyViolation", "content_policy_violation")  # codes of errors
 _TOO_LONG = re.compile(r"context[ _](length|window|size)|(maximum|max) (context|model) ?len|too long|longer than", re.I)
 
 
@@ -14,9 +17,17 @@ def answer_of(status: int, body: Any) -> Answer:
     """The completion in a response, or the failure that it tells of."""
     if not 200 <= status < 300:
         text = said(body)
-        return Failure(kind_of_status(status, text), text)
+        return filtered(status, body) or Failure(kind_of_status(status, text), text)
     problem = problem_of(body)
     return Failure("broken_reply", problem) if problem else completion_of(body)
+
+
+def filtered(status: int, body: Any) -> Completion | None:
+    """The refusal in an error by which a filter declines the question, which it would again; None for another error.
+    What the prompt took is not told."""
+    if status == 400 and any(name.endswith("code") and value in _FILTERED for name, value in nested(body)):
+        return Completion("", "content_filter", None, 0)
+    return None
 
 
 def said(body: Any) -> str:
@@ -36,6 +47,8 @@ def problem_of(body: Any) -> str | None:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return "no choices"
+    if choices[0].get("finish_reason") == "error":
+        return "an error in the middle of its reply"
     message = choices[0].get("message")
     if not isinstance(message, dict):
         return "no message"
@@ -48,7 +61,9 @@ def completion_of(body: Any) -> Completion:
     text = _text(message.get("content"))
     if not text and message.get("refusal"):
         text, finish = _text(message["refusal"]), "refusal"
-    return Completion(text, finish, *(_count(usage, name) for name in ("prompt_tokens", "completion_tokens")))
+    finish = "length" if finish.lower() in _CUT else finish
+    prompt, reply = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+    return Completion(text, finish, prompt or None, reply or (None if text else reply))  # no text is made of nothing
 
 
 def _text(content: Any) -> str:

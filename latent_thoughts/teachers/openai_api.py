@@ -16,7 +16,7 @@ from typing import Any
 
 from latent_thoughts.config.synthesize import Teacher as Config
 from latent_thoughts.teachers.base import Answer, Answers, Failure, Request
-from latent_thoughts.teachers.chat import completion_of, problem_of
+from latent_thoughts.teachers.chat import completion_of, filtered, problem_of
 from latent_thoughts.teachers.openai_client import failure_of, hidden, imported, settings
 
 _tokens: contextvars.ContextVar[int] = contextvars.ContextVar("tokens")  # of the request that a task is about
@@ -79,7 +79,8 @@ class OpenAITeacher:
             # response itself: what is JSON is JSON, whatever its header calls it.
             response = await self.client.post("/chat/completions", body=request.payload, cast_to=httpx2.Response)
         except imported().OpenAIError as error:
-            return request.key, failure_of(error, self.config)
+            declined = filtered(getattr(error, "status_code", 0), getattr(error, "body", None))
+            return request.key, declined or failure_of(error, self.config)
         return request.key, hidden(completion_of(json.loads(response.content)), self.config)
 
     async def _pace(self, _: Any) -> None:

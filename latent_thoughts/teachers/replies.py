@@ -3,8 +3,10 @@
 A reply is committed before anything else sees it, so that a process that is killed loses what was in flight and
 nothing more. (Commits are not synced one by one: a machine that loses power may lose the last few, never the file.)
 
-A store of replies behind a URL is worked on in the cache, and put there whole from time to time (`Replies.sync`). What
-the cache still has from a process that was killed is joined to it: replies are never wrong, they are only there or not.
+A store of replies behind a URL is worked on in the cache, and a copy is put there from time to time (`Replies.sync`),
+an object of its own in the folder `NAME.d`. Who opens the store joins all that lie there, and removes one only when
+its own copy, which holds it, is there. So nobody's replies are lost, whoever puts theirs meanwhile. What the cache
+still has from a process that was killed is joined too: replies are never wrong, they are only there or not.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
@@ -25,8 +28,8 @@ from latent_thoughts.types import UserError
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
   key BLOB PRIMARY KEY,
-  paid_by TEXT NOT NULL,       -- stage that asked, by the first 16 digits of its key
-  used_by TEXT NOT NULL,       -- stage that last read it
+  paid_by TEXT NOT NULL,       -- place of the stage that asked (before: the first 16 digits of its key)
+  used_by TEXT NOT NULL,       -- stage that last read it, by the first 16 digits of its key
   used REAL NOT NULL,          -- when (Unix time)
   prompt_tokens INTEGER NOT NULL,
   completion_tokens INTEGER NOT NULL,
@@ -45,8 +48,9 @@ WAIT = 60.0  # seconds for another process that writes
 
 
 @contextlib.contextmanager
-def opened(path: Path, stage: str) -> Iterator[Replies]:
-    """The store of `path` for the stage with key `stage`. Raises UserError for a file that is no such store."""
+def opened(path: Path, stage: str, payer: str | None = None) -> Iterator[Replies]:
+    """The store of `path` for the stage with key `stage`; `payer` is its name where money is counted, whatever its
+    settings. Raises UserError for a file that is no such store."""
     file = places.bench(path) / path.name if places.remote(path) else path
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -55,7 +59,7 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(_SCHEMA)
-            replies = Replies(connection, stage, path)
+            replies = Replies(connection, stage, payer or stage, path)
             try:
                 yield replies
             finally:
@@ -70,23 +74,30 @@ def opened(path: Path, stage: str) -> Iterator[Replies]:
 class Replies:
     SYNCED, SHARE = 20.0, 0.1  # seconds between two copies into a store, and the share of the time they may take
 
-    def __init__(self, connection: sqlite3.Connection, stage: str, path: Path):
-        self.stage, self._connection, self._sql = stage[:16], connection, connection.execute
-        self._path, self._due, self._version = path, time.monotonic() + self.SYNCED, ""
-        if self._join():  # notes are put into a store before anything is done about them: those there are right
-            self._sql("DELETE FROM notes")
-            self._sql("INSERT INTO notes SELECT * FROM other.notes")
-            self._sql("DETACH other")
+    def __init__(self, connection: sqlite3.Connection, stage: str, payer: str, path: Path):
+        self.stage, self.payer, self._connection, self._sql = stage[:16], payer, connection, connection.execute
+        self._path, self._began, self._due = path, time.time(), time.monotonic() + self.SYNCED
         self._failed = False  # whether anything has, in this run
+        self._joined = set[Path]()  # objects of the store whose replies are here
+        # A note that is gone elsewhere only has a batch looked at again; of one that is lost the batch is paid twice.
+        for note in self._join().items():
+            self._sql("INSERT INTO notes VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", note)
+        self._others = dict[str, str]()  # notes of runs at work: theirs to act on, and kept in our copy of theirs
         self.notes: MutableMapping[str, str] = _Notes(connection, lambda: self.sync(at_once=True))
 
-    def _join(self) -> bool:
-        """Adds the replies in a store that did not come from here, and leaves it attached as `other`."""
-        if not places.remote(self._path) or not self._path.exists() or places.version(self._path) == self._version:
-            return False
-        self._sql("ATTACH ? AS other", (str(transfer.local(self._path)),))
-        self._sql("INSERT OR IGNORE INTO replies SELECT * FROM other.replies")
-        return True
+    def _join(self) -> dict[str, str]:
+        """Adds the replies of a store's objects that did not come from here; the notes that stand in those."""
+        notes = dict[str, str]()
+        while new := [each for each in _objects(self._path) if each not in self._joined]:
+            for each in new:
+                with contextlib.suppress(FileNotFoundError), _fetched(each) as file:  # else it is in a newer one
+                    self._sql("ATTACH ? AS other", (str(file),))
+                    self._sql("INSERT OR IGNORE INTO replies SELECT * FROM other.replies")
+                    for name, value in self._sql("SELECT name, value FROM other.notes").fetchall():
+                        notes[name] = value or notes.get(name, "")
+                    self._sql("DETACH other")
+                    self._joined.add(each)
+        return notes
 
     def get(self, key: str) -> Answer | None:
         """What a question brought: a reply of any run, or a failure of this one."""
@@ -118,7 +129,7 @@ class Replies:
         )  # its fastest; short texts gain little more
         usage = (answer.prompt_tokens or 0, answer.completion_tokens or 0)
         finish = answer.finish.encode("utf-8", "backslashreplace").decode()
-        values = (_raw(key), self.stage, self.stage, time.time(), *usage, finish, text)
+        values = (_raw(key), self.payer, self.stage, time.time(), *usage, finish, text)
         self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         self.sync()
 
@@ -127,11 +138,16 @@ class Replies:
         if not places.remote(self._path) or not (at_once or time.monotonic() >= self._due):
             return
         began = time.monotonic()
-        if self._join():
-            self._sql("DETACH other")
-        with atomic(self._path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as copy:
+        self._others |= self._join()
+        put = _folder(self._path) / uuid.uuid4().hex
+        with atomic(put) as temporary, contextlib.closing(sqlite3.connect(temporary)) as copy:
             self._connection.backup(copy)
-        self._version = places.version(self._path)
+            with copy:
+                copy.executemany("INSERT OR IGNORE INTO notes VALUES (?, ?)", self._others.items())
+        for each in self._joined:  # the copy holds them
+            with contextlib.suppress(FileNotFoundError):
+                transfer.remove(each)
+        self._joined = {put}
         now = time.monotonic()
         self._due = now + max(self.SYNCED, (now - began) / self.SHARE)
 
@@ -141,20 +157,54 @@ class Replies:
         return self._sql("SELECT 1 FROM replies LIMIT 1").fetchone() is None
 
     def spent(self) -> tuple[int, int, int]:
-        """What this stage asked for in all its runs: (replies, prompt tokens, completion tokens)."""
+        """What this stage asked for in all its runs, under whatever settings: (replies, prompt tokens, completion
+        tokens)."""
         sums = "COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0)"
-        return self._sql(f"SELECT {sums} FROM replies WHERE paid_by = ?", (self.stage,)).fetchone()  # noqa: S608
+        return self._sql(f"SELECT {sums} FROM replies WHERE paid_by = ?", (self.payer,)).fetchone()  # noqa: S608
 
     def prune(self, most: int) -> int:
-        """Forgets replies that this stage did not use, oldest first, until those left take `most` bytes; how many."""
+        """Forgets replies that this stage did not use, oldest first, until those left take `most` bytes; how many.
+
+        Those that came or were used since it began are another run's, which is at work.
+        """
         found = self._sql(
             """DELETE FROM replies WHERE key IN (SELECT key FROM (
-                 SELECT key, SUM(length(text)) OVER (ORDER BY used DESC, key) AS size FROM replies WHERE used_by != ?
-               ) WHERE size > ?)""",
-            (self.stage, most),
+                 SELECT key, SUM(length(text)) OVER (ORDER BY used DESC, key) AS size FROM replies
+                 WHERE used_by != ? AND used < ?) WHERE size > ?)""",
+            (self.stage, self._began, most),
         )
         self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a single page
         return found.rowcount
+
+
+def payer_of(folder: Path, store: Path) -> str:
+    """The name under which a stage pays: its folder's place, which no setting changes; as seen from the store where
+    that lies above it, so that a run folder may be moved."""
+    folder, home = folder.resolve(), store.parent.resolve()
+    return places.relative(folder, home) if home in folder.parents else str(folder)
+
+
+def _folder(path: Path) -> Path:
+    """Where the objects of a store behind a URL lie."""
+    return path.with_name(f"{path.name}.d")
+
+
+def _objects(path: Path) -> list[Path]:
+    """Those of a store behind a URL; the one of `path` itself is an earlier version's."""
+    return [*places.below(path), *places.below(_folder(path))] if places.remote(path) else []
+
+
+@contextlib.contextmanager
+def _fetched(source: Path) -> Iterator[Path]:
+    """A copy on this machine, while it is looked at."""
+    copy = places.temporary(source)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with places.told(source, "read"):
+            places.fs(source).get_file(places.key(source), str(copy))
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def unpacked(text: bytes) -> str:

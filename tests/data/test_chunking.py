@@ -50,13 +50,43 @@ def test_sentences_join_to_the_text(text: str) -> None:
     assert "".join(sentences(text)) == text
 
 
-PLAIN = re.compile(r".*?(?:(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+|[。！？]+\s*|\n+\s*|\Z)", re.DOTALL)
+PLAIN = re.compile(r".*?(?:(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+|[。！？]+[”)\]]*\s*|\n+\s*|\Z)", re.DOTALL)
 
 
-@given(st.text("ab.!?…。！？\n \t\"')]”", max_size=30))
+@given(st.lists(st.sampled_from(["ab", "word", *".!?…。！？\n \t\"')]”"]), max_size=30).map("".join))
 def test_sentences_are_those_of_the_plain_pattern(text: str) -> None:
     """As one would write it down, and several times as slow."""
-    assert sentences(text) == [match for match in PLAIN.findall(text) if match]
+    begins = len(text) - len(text.lstrip())
+    found = [match for match in PLAIN.findall(text[begins:]) if match] or [""]
+    assert sentences(text) == ([text[:begins] + found[0], *found[1:]] if text else [])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["\n\n  First. ", "Second."],
+        [" \n "],
+        ["هل هذا صحيح؟ ", "نعم."],
+        ["یہ ایک جملہ ہے۔ ", "یہ دوسرا ہے۔"],
+        ["यह एक वाक्य है। ", "यह दूसरा है।"],
+        ["彼は「行く。」", "と言った。"],
+        ["『はい！』", "（そう。）", "次"],
+        ["Il dit : « Oui. » ", "Puis il part."],
+        ["»Ja.« ", "Er ging."],
+        ["Steps:\n", "1. First this. ", "Then that.\n  ", "2. Second.\n", "10. Tenth."],
+        [" 1. First. ", "Then."],
+        ["The answer is 5. ", "Then 12. ", "Next."],
+        ["It was written by J. R. R. Tolkien in 1937. ", "He taught."],
+        ["Join A and B. ", "The line meets C. ", "Then stop."],
+        ["Brown v. Board and Smith vs. Jones, cf. Fig. 3 and Eq. (2), i.e. both. ", "See Sec. 4 and Art. 5."],
+        ["Dr. Ada, Mr. Bo, Mrs. Cy, Ms. Di and Prof. Ed live in St. Ives. ", "They met."],
+        ["By 42 U.S.C. § 1983 he may, e.g. tomorrow. ", "No. 7 is next. ", "No. ", "He may not."],
+        ["Take it p.o. b.i.d. with food, approx. 5 mg at 8 a.m. and 9 p.m. ", "Then rest."],
+        ["Acme Inc. sued Bolt Ltd. and Coil Co. over Dan Jr. there. ", "It won."],
+    ],
+)
+def test_sentences_end_where_a_reader_ends_them(parts: list[str]) -> None:
+    assert sentences("".join(parts)) == parts
 
 
 def test_sentences_end_after_marks_quotes_and_lines() -> None:

@@ -104,6 +104,27 @@ def test_a_missing_set_is_named_by_its_setting_and_a_world_is_none() -> None:
         Contamination(sets={"exam": "world:castle"})
 
 
+@pytest.mark.parametrize("content", ["", '{"n": 3}\n', '{"q": "?"}\n'])
+def test_a_set_that_holds_nothing_to_repeat_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "set.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"set\.jsonl holds no text: correct contamination\.sets\.exam$"):
+        contamination.load(Contamination(sets={"exam": str(tmp_path / "set.jsonl")}))
+
+
+def test_a_set_of_another_format_is_not_told_of_a_setting_that_is_not_its(tmp_path: Path) -> None:
+    sets = {"set.csv": "convert them to JSONL$", "part-00000": r"give it a name that ends in \.jsonl$"}
+    for name, message in sets.items():
+        (tmp_path / name).write_text('{"q": "foo"}\n')
+        with pytest.raises(UserError, match=message):
+            contamination.load(Contamination(sets={"exam": str(tmp_path / name)}))
+
+
+def test_the_name_of_a_text_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three")
+    overlap = contamination.load(Contamination(sets={"exam": str(tmp_path)}))
+    assert overlap is not None and overlap.matches("one two three") == {"exam": {0}}
+
+
 def test_a_changed_data_set_on_disk_changes_the_key(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     keys = []

@@ -82,6 +82,26 @@ def test_a_folder_is_read_in_order_of_names_whatever_its_files_are(tmp_path: Pat
     assert texts(tmp_path) == ["last", *TEXTS[:2]]
 
 
+def test_the_name_of_a_text_file_is_a_column(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "in/b.txt"):
+        (tmp_path / name).write_text(f"Text {name[-5]}.")
+    assert [d.id for d in read(tmp_path, id="path")] == ["a.txt", "in/b.txt"]
+    assert texts(tmp_path, text="{path}: {text}") == ["a.txt: Text a.", "in/b.txt: Text b."]
+    assert texts(tmp_path / "in" / "*.txt", text="{path}: {text}") == ["b.txt: Text b."]
+
+
+@pytest.mark.parametrize("name", ["part-00000", "rows.jl"])
+def test_rows_in_a_file_whose_name_does_not_tell_so_are_no_text(tmp_path: Path, name: str) -> None:
+    path = jsonl(tmp_path / name, ROWS)
+    with pytest.raises(UserError, match=rf"{name}: its first line is a JSON object, .*set data\.format, to jsonl or"):
+        read(path, malformed="skip")
+    assert texts(path, format="jsonl") == TEXTS
+    assert texts(path, format="text") == [path.read_text(encoding="utf-8")]
+    path.write_text("{x} is a set.\n")
+    assert texts(path) == ["{x} is a set.\n"]
+
+
 def test_a_folder_of_many_files_is_listed_quickly(tmp_path: Path) -> None:
     for number in range(3000):
         (tmp_path / f"{number}.jsonl").touch()

@@ -367,7 +367,10 @@ def test_no_sequence_changes_the_rotary_frequencies_of_others(kind: str, tmp_pat
     model.save_pretrained(tmp_path / "model")
     for most in (16, 17):
         told = contextlib.nullcontext() if most == 16 else pytest.raises(UserError, match="sample.max_tokens of 17")
-        with told, loaded_engine(resolve({"sample": {"max_tokens": most, "max_thought_tokens": 4}}), tmp_path / "model"):
+        with (
+            told,
+            loaded_engine(resolve({"sample": {"max_tokens": most, "max_thought_tokens": 4}}), tmp_path / "model"),
+        ):
             pass
     with loaded_engine(resolve({}), tmp_path / "model", longest=64):  # of a task, whose prompts may be short
         pass

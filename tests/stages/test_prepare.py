@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from latent_thoughts.config import Recipe, resolve
-from latent_thoughts.data import records
+from latent_thoughts.data import chunking, records
 from latent_thoughts.data.tokenizer import CONTROL_TOKENS, Codec
 from latent_thoughts.em.run import Run
 from latent_thoughts.model import load_tokenizer
@@ -202,6 +202,21 @@ def test_counts_add_up(values: dict[str, Any], tmp_path: Path) -> None:
         assert counts[f"{split}_tokens"] == sum(len(chunk.ids) for chunk in chunks)
         rows = [shard["rows"] for name, shard in manifest.shards.items() if name.startswith(f"{split}-")]
         assert sum(rows) == len(documents) and all(n == 25 for n in rows[:-1])
+
+
+def test_white_space_alone_is_no_document(values: dict[str, Any], tmp_path: Path) -> None:
+    values["data"]["source"] = str(tmp_path / "blank.jsonl")
+    jsonl(tmp_path / "blank.jsonl", ["", " \n", "\t", "One. Two."])
+    counts = run(resolve(values), tmp_path / "run").counts
+    assert counts["empty"] == 3 and sum(counts.get(f"{split}_documents", 0) for split in SPLITS) == 1
+
+
+def test_other_ends_of_sentences_make_a_new_stage(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(resolve(values), tmp_path / "run").key
+    monkeypatch.setattr(chunking, "SENTENCES", chunking.SENTENCES + 1)
+    assert run(resolve(values), tmp_path / "run").key != first
 
 
 def test_malformed_rows_are_counted_and_the_first_of_them_named(values: dict[str, Any], tmp_path: Path) -> None:

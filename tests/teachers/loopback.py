@@ -62,6 +62,7 @@ class Loopback:
             at_once,
         )
         self.key, self.model, self.window = key, model, window
+        self.paths: list[str] = []  # of every chat completion that was asked for, with what stands behind it
         self.asked: list[str] = []  # the last message of every request that came
         self.when: list[float] = []
         self.faults: Counter[str] = Counter()  # "dropped": the client was gone before it got its reply
@@ -87,6 +88,7 @@ class Loopback:
                     status, answer = self.pages[prefix](method, path, body, headers) if prefix else (404, b"{}")
                     _answer(writer, status, answer)
                 else:
+                    self.paths.append(path)
                     fault = await self._chat(reader, writer, json.loads(body), headers)
                     sent = time.monotonic() if fault is None else None
                     if fault in ENDING:

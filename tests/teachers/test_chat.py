@@ -40,6 +40,34 @@ def test_tokens_that_are_no_number_are_not_told(count: Any) -> None:
     assert completion({"content": "x"}, count).prompt_tokens is None
 
 
+@pytest.mark.parametrize("text", ["x", ""])
+def test_no_text_is_made_of_no_tokens(text: str) -> None:
+    reply = completion({"content": text}, {"prompt_tokens": 0, "completion_tokens": 0})
+    assert (reply.prompt_tokens, reply.completion_tokens) == (None, None if text else 0)
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_a_limit_has_several_names(finish: str) -> None:
+    assert completion({"content": "x"}, finish=finish).finish == "length"
+
+
+def test_a_reply_that_ends_in_an_error_is_none() -> None:
+    assert completion({"content": "It follows that half"}, finish="error").kind == "broken_reply"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "filtered", "code": "content_filter"},
+        {"message": "filtered", "code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}},
+    ],
+)
+def test_a_filter_declines_the_question(error: Any) -> None:
+    assert answer_of(400, {"error": error}) == Completion("", "content_filter", None, 0)
+    assert answer_of(500, {"error": error}).kind == "server_error"  # pyright: ignore[reportAttributeAccessIssue]
+    assert answer_of(400, {"error": {"message": "content_filter"}}).kind == "bad_request"  # pyright: ignore
+
+
 def test_an_ending_is_a_word() -> None:
     assert [completion({"content": "x"}, finish=f).finish for f in (None, "length", {"a": 1})] == [
         "stop",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from latent_thoughts.data.contamination import words
 from latent_thoughts.teachers.base import Completion
-from latent_thoughts.teachers.checks import NAMES, fault, loops
+from latent_thoughts.teachers.checks import NAMES, fault, loops, spoken
 
 CHUNK = "The area of a circle of radius three is nine pi, which is about twenty-eight and a quarter square units."
 
@@ -29,6 +29,30 @@ def named(text: str, finish: str = "stop", original: str = CHUNK) -> str | None:
         ("refusal", "Unfortunately, I cannot provide that.", "stop"),
         ("refusal", "I apologize, but I am not able to do this.", "stop"),
         ("refusal", "I can't assist with this.", "stop"),
+        ("refusal", "I'm unable to assist with that request.", "stop"),
+        ("refusal", "I’m unable to help with that.", "stop"),
+        ("refusal", "I'm not able to help with that.", "stop"),
+        ("refusal", "I can't give medical advice.", "stop"),
+        ("refusal", "I cannot give you legal advice about this. Please consult an attorney.", "stop"),
+        ("refusal", "I can’t discuss that.", "stop"),
+        ("refusal", "I won't be able to help with that.", "stop"),
+        ("refusal", "I'm sorry, I'm unable to do so.", "stop"),
+        ("refusal", "I’m sorry, but as a language model I must decline to give medical advice.", "stop"),
+        ("refusal", "I'm sorry, but this content is not something I can help with.", "stop"),
+        ("refusal", "Sorry, I'm not comfortable doing that.", "stop"),
+        ("refusal", "I must decline.", "stop"),
+        ("refusal", "I cannot fulfill this request.", "stop"),
+        ("refusal", "My apologies, but I cannot do this.", "stop"),
+        ("refusal", "I must respectfully decline to answer.", "stop"),
+        ("refusal", "Unfortunately, I'm unable to help.", "stop"),
+        ("refusal", "I apologize, but I'm not able to help.", "stop"),
+        ("refusal", "As a language model, I cannot help with this.", "stop"),
+        ("refusal", "As an AI language model, I don't have opinions.", "stop"),
+        ("refusal", "Sorry, this request violates our usage policy.", "stop"),
+        ("refusal", "This request goes against our content guidelines.", "stop"),
+        ("refusal", "Please provide the text.", "stop"),
+        ("refusal", "It seems the passage is missing. Please provide the passage.", "stop"),
+        ("refusal", "<think>They want advice.</think>\n\nI'm unable to help with that.", "stop"),
         ("refusal", "", "content_filter"),
         ("refusal", "No.", "refusal"),
         ("empty", "", "stop"),
@@ -41,6 +65,13 @@ def named(text: str, finish: str = "stop", original: str = CHUNK) -> str | None:
         ("copied", CHUNK, "stop"),
         ("copied", CHUNK.upper().replace(",", " -"), "stop"),
         ("copied", "The passage says: " + CHUNK + " That is all.", "stop"),
+        ("cut", "<think>They want to know", "stop"),
+        ("cut", "\n<thinking>They want " + "to know " * 40, "stop"),
+        ("cut", "◁think▷They want to know", "stop"),
+        ("cut", "[THINK]They want to know", "length"),
+        ("empty", "<think>They want to know.</think>\n", "stop"),
+        ("control", "[TOOL_CALLS]search", "stop"),
+        ("control", "It follows. </think> It does. </think>", "stop"),
         ("control", "It follows.<|im_end|>", "stop"),
         ("control", "<|latent_start|>It follows.", "stop"),
         ("control", "It follows.</s>", "stop"),
@@ -56,6 +87,20 @@ def test_faults(name: str, text: str, finish: str) -> None:
     [
         "The area of a circle is pi times the square of its radius. With radius three that is nine pi.",
         "I cannot be smaller than one, since i counts from one.",
+        "I can't be negative, so x > 0.",
+        "I am not able to be zero, since i counts from one; unfortunately, I cannot be two either.",
+        "Unfortunately, i cannot be zero here, and so the sum begins at one.",
+        "I must decline as R grows, since the voltage is fixed.",
+        "I won't be late, she told him, and so he set out at noon.",
+        "I am unable to walk, the patient says. So a wheelchair is needed.",
+        "I can not answer for the plaintiff, says the witness.",
+        "I cannot give up the queen, so the rook has to move.",
+        "The author is unable to give a proof, so the claim stays open.",
+        "The request violates the terms of the treaty, so the court rejects it.",
+        "As a language model predicts tokens one by one, it cannot look ahead.",
+        "Please is a polite word. The text of the statute says so.",
+        "Unable to pay, the firm asks the court for help.",
+        "If a model thinks in steps, its thoughts are tokens too.",
         "Sorry is what she said to her brother, and he could not answer.",
         "No natural number can satisfy both; unfortunately for the conjecture, seven is a counterexample.",
         "If x < 3 and |y| > 2 then <x, y> is in the set.",
@@ -65,6 +110,29 @@ def test_faults(name: str, text: str, finish: str) -> None:
 )
 def test_good_replies_pass(text: str) -> None:
     assert named(text) is None
+    assert named(text.replace("'", "’")) is None
+    assert named(f"<think>I can't help with that. So</think>\n\n{text}") is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<think>\nWhat do they want?\n</think>\n\nIt follows.",
+        "What do they want?</think>It follows.",  # the prompt had the opening mark
+        "<thinking>x</thinking> It follows.",
+        "[THINK]x[/THINK]It follows.",
+        "◁think▷x◁/think▷It follows.",
+        " It follows.\n",
+    ],
+)
+def test_reasoning_is_no_part_of_the_thought(reply: str) -> None:
+    assert spoken(reply) == "It follows." and named(reply) is None
+
+
+def test_a_reply_far_beyond_its_limit_is_one_that_nothing_ended() -> None:
+    text = " ".join(f"w{n}" for n in range(1000))
+    assert fault(Completion(text, "stop", 1, 1), CHUNK, max_tokens=100) == "cut"
+    assert fault(Completion(text, "stop", 1, 1), CHUNK, max_tokens=1000) is None
 
 
 def test_short_texts_are_copied_only_word_for_word() -> None:

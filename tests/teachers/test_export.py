@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Loopback
+from loopback import Loopback, completion
 from test_openai_api import thoughts
 
+from latent_thoughts import cli
 from latent_thoughts.config import load_recipe, resolve
 from latent_thoughts.data import interchange, records
 from latent_thoughts.em import Run
@@ -28,7 +30,7 @@ STRANGE = "It follows. # Not a heading\n\n---\n<script>alert(1)</script> `x` “
 
 @pytest.fixture
 def finished(make: Any) -> Run:
-    from loopback import completion, plain_reply
+    from loopback import plain_reply
 
     def reply(body: Any) -> Any:
         question = body["messages"][-1]["content"]
@@ -43,7 +45,7 @@ def finished(make: Any) -> Run:
 
 def written(run: Run, target: Path, kind: str) -> int:
     folder = run.synthesized("latent_thoughts")
-    return export(folder, run.base, run.folder / "recipe.yaml", str(target), kind, "cc-by-4.0")
+    return export(folder, run.folder, str(target), kind, "cc-by-4.0")
 
 
 def test_jsonl_goes_out_and_comes_back(finished: Run, values: dict[str, Any], tmp_path: Path) -> None:
@@ -89,11 +91,79 @@ def test_the_card_tells_teacher_prompt_counts_recipe_and_license(finished: Run, 
     assert "10.1.2.3" not in card_of(folder, read_manifest(folder), elsewhere, "mit")
 
 
+def test_the_card_names_the_stages_own_teacher(finished: Run, tmp_path: Path) -> None:
+    """What `synthesize` was given by itself stands beside the run's recipe."""
+    own = load_recipe(finished.folder / "recipe.yaml", ["synthesize.teacher.model=other"])
+    save_recipe(own, finished.folder, "recipe.iter_00.synthesize.yaml")
+    written(finished, tmp_path / "out", "dataset")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "the thoughts were written by `other` (openai)" in card and "`m`" not in card
+
+
+def test_the_card_does_not_tell_where_things_lie(finished: Run, tmp_path: Path) -> None:
+    placed = [
+        "data.source=s3://secret-bucket/corpus/a.jsonl", "data.held_out_source=elsewhere/b.jsonl",
+        "contamination.sets={exam: elsewhere/c.jsonl}", "synthesize.prompts=[elsewhere/d.yaml]",
+        f"model.base={tmp_path}/e", "sample.raw_model=../elsewhere/f",
+    ]  # fmt: skip
+    recipe = load_recipe(finished.folder / "recipe.yaml", placed)
+    folder = finished.synthesized("latent_thoughts")
+    manifest = read_manifest(folder)
+    manifest.counts["malformed: /home/me/a.jsonl:3: not valid JSON (somebody's words)"] = 1
+    card = card_of(folder, manifest, recipe, "mit")
+    for secret in ("secret-bucket", "elsewhere", "/home/me", "words", str(tmp_path)):
+        assert secret not in card
+    for part in ("source: a.jsonl", "held_out_source: b.jsonl", "exam: c.jsonl", "- d.yaml", "base: e", "raw_model: f"):
+        assert part in card
+    hub = load_recipe(finished.folder / "recipe.yaml", ["model.base=HuggingFaceTB/SmolLM2-135M", "data.source=hub:a/b"])
+    assert "base: HuggingFaceTB/SmolLM2-135M" in card_of(folder, manifest, hub, "mit")
+    assert "source: hub:a/b" in card_of(folder, manifest, hub, "mit")
+
+
+def test_documents_without_thoughts_are_not_said_to_have_them(values: dict[str, Any], tmp_path: Path) -> None:
+    """Prepared documents, with those that are held out apart; and paraphrases."""
+    values["data"] |= {"held_out": 0.3, "warm_start": 0.7}
+    with Loopback(
+        lambda body: completion("It is said in other words. " + body["messages"][-1]["content"][-9:])
+    ) as server:
+        run = Run(resolve(values, [f"synthesize.teacher.base_url={server.url}"]), tmp_path / "run")
+        save_recipe(run.recipe, run.folder)
+        counts = run.prepare().counts
+        run.synthesize("wrap_cot")
+    sizes = {
+        held_out: counts["held_out_documents"] if held_out else 20 - counts["held_out_documents"] for held_out in (0, 1)
+    }
+    for held_out, size in sizes.items():
+        assert size > 0
+        target = str(tmp_path / "rows.jsonl")
+        assert export(run.prepared, run.folder, target, "jsonl", "mit", held_out=bool(held_out)) == size
+    assert export(run.prepared, run.folder, str(tmp_path / "raw"), "dataset", "mit") == sizes[0]
+    card = (tmp_path / "raw" / "README.md").read_text(encoding="utf-8")
+    assert "# Documents, by" in card and "`latent` (null)" in card
+    assert "thought" not in card.replace("latent-thoughts", "").replace("thought: null", "").replace(
+        "thoughts: all", ""
+    )
+    export(run.synthesized("wrap_cot"), run.folder, str(tmp_path / "wrap"), "dataset", "mit")
+    card = (tmp_path / "wrap" / "README.md").read_text(encoding="utf-8")
+    assert "the texts are paraphrases (wrap_cot) by `m` (openai)" in card and "the thoughts were" not in card
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.parquet", "parquet"), ("A.PARQUET", "parquet"), ("a.jsonl", "jsonl")])
+def test_a_name_tells_the_format(
+    finished: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kind: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["latent-thoughts", "export", str(finished.folder), str(tmp_path / name)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert ((tmp_path / name).read_bytes()[:4] == b"PAR1") == (kind == "parquet")
+
+
 def test_what_cannot_be_exported(finished: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not complete"):
-        export(tmp_path, finished.base, finished.folder / "recipe.yaml", "x", "jsonl", "mit")
+        export(tmp_path, finished.folder, "x", "jsonl", "mit")
     with pytest.raises(UserError, match="holds no documents: name a stage that does"):
-        export(finished.base, finished.base, finished.folder / "recipe.yaml", str(tmp_path / "x"), "jsonl", "mit")
+        export(finished.base, finished.folder, str(tmp_path / "x"), "jsonl", "mit")
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="no format 'csv'"):
         written(finished, tmp_path / "x", "csv")

@@ -238,6 +238,88 @@ def test_odd_answers_are_failures_in_one_line(make: Any, status: int, content: b
     assert "\n" not in str(caught.value)
 
 
+class Ending(Odd):
+    """Answers some questions, and from then on every one with this."""
+
+    def __init__(self, good: int, status: int, content: bytes, headers: dict[str, str]):
+        super().__init__(status, content)
+        self.good, self.headers = good, headers
+
+    async def _faulty(self, reader: Any, writer: Any, body: Body) -> None:
+        if len(self.asked) <= self.good:
+            _answer(writer, 200, json.dumps(plain_reply(body)).encode())
+        else:
+            _answer(writer, self.status, self.content, self.headers)
+
+
+MONEY = b'{"error": {"message": "Insufficient Balance"}}'
+
+
+@pytest.mark.parametrize("failed", ["error", "raw"])
+@pytest.mark.parametrize(
+    ("status", "content", "headers", "message"),
+    [
+        (402, MONEY, {}, r"wants to be paid \(Insufficient Balance\): run again when it is \(5 replies are kept\)"),
+        (503, b'{"error": "overloaded"}', {}, r"the last 20 requests all failed: overloaded \(5 replies are kept\)"),
+        (429, b'{"error": "slow down"}', {"Retry-After": "180"}, r"not to be asked before 2\d{3}-.* \(slow down\)"),
+        (429, b"{}", {"Retry-After": "inf"}, r"asks not to be asked before"),
+        (503, b"{}", {"Retry-After": "Fri, 01 Jan 2100 00:00:00 GMT"}, r"asks not to be asked before"),
+    ],
+)
+def test_a_run_that_has_become_hopeless_ends(
+    make: Any, status: int, content: bytes, headers: dict[str, str], message: str, failed: str
+) -> None:
+    overrides = ["synthesize.teacher.retries=0", "synthesize.teacher.concurrency=2", f"synthesize.failed={failed}"]
+    with Ending(5, status, content, headers) as server, pytest.raises(UserError, match=message):
+        make(server.url, *overrides).synthesize()
+    assert len(server.asked) < 30
+
+
+def test_a_question_that_a_filter_declines_is_one_the_teacher_declines(make: Any) -> None:
+    error = {"message": "The prompt was filtered.", "code": "content_filter", "status": 400}
+    with Ending(2, 400, json.dumps({"error": error}).encode(), {}) as server:
+        run = make(server.url, "synthesize.checks.refusal=raw", "data.limit=1", "synthesize.teacher.concurrency=1")
+        counts = run.synthesize().counts
+    assert (counts["kept"], counts["raw"], counts["fault_refusal"]) == (2, 1, 1)
+
+
+REFUSED = b'{"error": {"message": "Country not supported"}}'
+LIMIT = b'{"error": {"message": "Unsupported parameter: use \'max_completion_tokens\' instead"}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (403, REFUSED, r"/v1 refuses to answer: Country not supported \(no key is set in TEST_KEY\)"),
+        (400, LIMIT, r"instead \(set synthesize\.teacher\.limit_name=max_completion_tokens\)"),
+    ],
+)
+def test_an_error_names_what_is_to_be_set(
+    make: Any, monkeypatch: pytest.MonkeyPatch, status: int, content: bytes, message: str
+) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    with Odd(status, content) as server, pytest.raises(UserError, match=message):
+        make(server.url, "data.limit=1").synthesize()
+
+
+def test_the_endpoint_may_come_from_the_environment_and_is_shown(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    with Loopback() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        make("null", "data.limit=1", approve=seen.append).synthesize()
+    assert len(server.asked) == 3 and seen[0].teacher == f"m (openai) at {server.url}"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@127.0.0.1/v1")
+    with pytest.raises(UserError, match="OPENAI_BASE_URL holds keys") as caught:
+        openai_client.settings(Teacher())
+    assert "secret" not in str(caught.value)
+
+
+def test_what_stands_behind_the_endpoints_address_goes_with_every_request(make: Any) -> None:
+    with Loopback() as server:
+        make(f"{server.url}/?api-version=2024-10-21", "data.limit=1").synthesize()
+    assert set(server.paths) == {"/v1/chat/completions?api-version=2024-10-21"} and len(server.asked) == 3
+
+
 @pytest.mark.parametrize("status", [200, 201])
 def test_a_completion_is_one_whatever_its_header_calls_it(make: Any, status: int) -> None:
     with Odd(status, json.dumps(GOOD).encode(), "text/plain") as server:
@@ -268,6 +350,17 @@ def test_a_chunk_too_long_for_the_teacher_is_named_and_the_others_are_kept(make:
         counts = make(server.url, "synthesize.failed=drop").synthesize().counts
         assert (counts["kept"], counts["failed"], counts["documents"]) == (2, 1, 2)
         assert len(server.asked) == 5
+
+
+def test_where_only_hopeless_questions_are_left_the_run_goes_on_without_them(make: Any, values: dict[str, Any]) -> None:
+    rows = [{"text": "Short one. "}, *({"text": f"word {n} " * 90} for n in range(25))]
+    Path(values["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["chunking"] = {"mode": "document", "max_tokens": 2000}
+    with Loopback(window=400) as server:
+        with pytest.raises(UserError, match=r"25 of the questions failed \(25 too_long\).*synthesize\.failed to raw"):
+            make(server.url, "synthesize.teacher.concurrency=1").synthesize()
+        counts = make(server.url, "synthesize.failed=raw").synthesize().counts
+    assert (counts["kept"], counts["failed"]) == (1, 25)
 
 
 def test_the_key_comes_from_the_environment_and_is_stored_nowhere(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,3 +61,9 @@ def test_copies_are_the_same_prompts_and_changed_ones_are_left_alone(tmp_path: P
     (tmp_path / "wrap_qa.yaml").write_text(ONE + '"{document}"')
     assert prompts.copy_to(tmp_path) == []
     assert prompts.load("wrap_baseline", [str(tmp_path / "wrap_qa.yaml")])[0].name == "mine"
+
+
+def test_nothing_stands_for_an_empty_context_alone() -> None:
+    (prompt,) = prompts.load("latent_thoughts", [])
+    (_, question) = prompt.fill({"context": "", "chunk": ""})
+    assert question["content"].count(prompt.nothing) == 1

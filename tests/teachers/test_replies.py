@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from latent_thoughts import places, transfer
 from latent_thoughts.store import fingerprint
 from latent_thoughts.teachers import replies as module
 from latent_thoughts.teachers.base import Completion, Failure
-from latent_thoughts.teachers.replies import Replies, opened
+from latent_thoughts.teachers.replies import Replies, opened, payer_of
 from latent_thoughts.types import UserError
 
 
@@ -83,6 +84,30 @@ def test_what_was_paid_is_counted_by_stage(tmp_path: Path) -> None:
         assert replies.spent() == (1, 10, 5)
 
 
+def test_a_stage_pays_under_its_place(tmp_path: Path, bucket: Path) -> None:
+    run = tmp_path / "run"
+    assert payer_of(run / "iter_00" / "synthesize", run / "replies.sqlite") == "iter_00/synthesize"
+    shared = tmp_path / "shared" / "r.sqlite"
+    assert payer_of(run / "iter_00" / "synthesize", shared) == str(run / "iter_00" / "synthesize")
+    assert payer_of(bucket / "run" / "synthesize", bucket / "run" / "r.sqlite") == "synthesize"
+    assert payer_of(run / "synthesize", bucket / "r.sqlite") == str(run / "synthesize")
+    for n in (1, 2):  # other settings, another key
+        with opened(tmp_path / "r.sqlite", key(n), "iter_00/synthesize") as replies:
+            replies.put(key(n), Completion("x", "stop", 10, 5))
+    with opened(tmp_path / "r.sqlite", key(3), "iter_00/synthesize") as replies:
+        assert replies.spent() == (2, 20, 10)
+
+
+def test_what_a_neighbour_has_just_paid_for_stays(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with opened(path, "old") as replies:
+        replies.put(key(0), said(0))
+    with opened(path, "one") as one, opened(path, "two") as two:
+        two.put(key(1), said(1))
+        assert one.prune(0) == 1
+        assert one.get(key(0)) is None and two.get(key(1)) == said(1)
+
+
 def test_replies_no_longer_used_go_and_the_file_shrinks(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     noise = [os.urandom(4000).hex() for _ in range(200)]
@@ -127,7 +152,7 @@ def test_replies_in_a_store_are_there_for_the_next_machine(
             assert [replies.get(key(n)) for n in range(machine)] == [said(n) for n in range(machine)]
             replies.put(key(machine), said(machine))
         assert not list((tmp_path / f"machine {machine}").rglob("*.sqlite*"))  # nothing is left in the cache
-    assert [path.name for path in bucket.iterdir()] == ["r.sqlite"]
+    assert len(places.below(bucket)) == 1  # each put a copy of all, and took away what it holds
 
 
 def test_a_killed_process_loses_no_reply_of_a_store_on_its_machine(bucket: Path) -> None:
@@ -137,6 +162,7 @@ def test_a_killed_process_loses_no_reply_of_a_store_on_its_machine(bucket: Path)
     child = """
 import os, sys
 from latent_thoughts.places import place
+from latent_thoughts import places, transfer
 from latent_thoughts.store import fingerprint
 from latent_thoughts.teachers.base import Completion
 from latent_thoughts.teachers.replies import opened
@@ -168,8 +194,41 @@ def test_two_runs_share_a_store_of_replies_behind_a_url(
         assert replies.get(key(1)) and replies.get(key(2))
 
 
+def test_a_copy_that_is_put_while_another_is_under_way_is_not_lost(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run looks, puts its last replies and a note, and ends, all between our look and our put."""
+    put = transfer.put
+
+    def meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(transfer, "put", put)
+        monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(source.parent / "other"))
+        with opened(bucket / "r.sqlite", "b") as other:
+            other.put(key(2), said(2))
+            other.notes["batch b"] = "2"
+        put(source, target)
+
+    with opened(bucket / "r.sqlite", "a") as replies:
+        replies.put(key(1), said(1))
+        monkeypatch.setattr(transfer, "put", meanwhile)
+        replies.sync(at_once=True)
+        assert not replies.notes  # the other's batch is the other's to wait for
+    with opened(bucket / "r.sqlite", "c") as replies:
+        assert replies.get(key(1)) and replies.get(key(2)) and dict(replies.notes) == {"batch b": "2"}
+    assert len(places.below(bucket)) == 1
+
+
+def test_a_store_behind_a_url_of_an_earlier_version_is_taken_over(bucket: Path, tmp_path: Path) -> None:
+    with opened(tmp_path / "r.sqlite", "0123456789abcdef") as replies:
+        replies.put(key(1), said(1))
+    transfer.put(tmp_path / "r.sqlite", bucket / "r.sqlite")
+    with opened(bucket / "r.sqlite", "s", "iter_00/synthesize") as replies:
+        assert replies.get(key(1)) == said(1) and replies.spent() == (0, 0, 0)
+    assert not (bucket / "r.sqlite").exists() and len(places.below(bucket)) == 1
+
+
 def test_a_reply_is_in_the_store_when_its_time_has_come(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Replies, "SYNCED", 0.0)
     with opened(bucket / "r.sqlite", "s") as replies:
         replies.put(key(1), said(1))
-        assert (bucket / "r.sqlite").exists()
+        assert len(places.below(bucket / "r.sqlite.d")) == 1

@@ -87,6 +87,17 @@ def test_a_reply_that_no_tokenizer_takes_is_asked_again(make: Any, method: str) 
     assert (counts["kept"], counts["fault_unencodable"], len(server.asked)) == (units, broken, units + broken)
 
 
+def test_nobody_is_asked_about_white_space(make: Any, values: dict[str, Any]) -> None:
+    rows = [{"a": f"Row {n}. ", "b": " \n"} for n in range(3)]
+    Path(values["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"] |= {"pieces": ["{a}", "{b}"]}
+    values["chunking"] = {"mode": "pieces"}
+    with Loopback() as server:
+        counts = make(server.url).synthesize().counts
+    assert len(server.asked) == counts["kept"] == 3
+    assert all("Passage:\nRow" in question for question in server.asked)
+
+
 def test_a_word_that_the_tokenizer_does_not_know_is_a_fault(tmp_path: Path) -> None:
     codec = Codec(word_tokenizer(["it ", "follows "]))
     for method in ("latent_thoughts", "wrap_cot"):
@@ -130,6 +141,21 @@ def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(make: Any) -
         counts = run.synthesize().counts
     assert len(server.asked) == len(set(server.asked)) == counts["replies"] == 60
     assert counts["cost"] == pytest.approx(60 * (100 + 30) * 0.001)
+
+
+@pytest.mark.parametrize("setting", ["failed=raw", "checks.loop=raw", "attempts=2", "temperature=0.3", "max_tokens=90"])
+def test_other_settings_have_no_purse_of_their_own(make: Any, setting: str) -> None:
+    capped = [*PRICED, "synthesize.cap=4", "synthesize.max_tokens=100"]
+    with Loopback(lambda body: completion(" ".join(f"step{n}" for n in range(30)))) as server:
+        with pytest.raises(UserError, match="cap of 4 is reached"):
+            make(server.url, *capped).synthesize()
+        asked = len(server.asked)
+        with pytest.raises(UserError, match="cap of 4 is reached"):
+            make(server.url, *capped, f"synthesize.{setting}").synthesize()
+        assert len(server.asked) == asked > 0
+        counts = make(server.url, *PRICED, f"synthesize.{setting}").synthesize().counts
+    assert counts["replies"] == len(server.asked)
+    assert counts["cost"] == pytest.approx(len(server.asked) * 0.13)
 
 
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": -50, "completion_tokens": -5}])

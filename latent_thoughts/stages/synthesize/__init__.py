@@ -20,7 +20,7 @@ from typing import Any
 from latent_thoughts import executors
 from latent_thoughts import model as models
 from latent_thoughts.config import Chunking, Recipe, Synthesize
-from latent_thoughts.data import contamination
+from latent_thoughts.data import chunking, contamination
 from latent_thoughts.data.records import DOCUMENTS, document_of, document_row, oracle, shards
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.executors.work import Do, Told
@@ -30,7 +30,7 @@ from latent_thoughts.stages.synthesize.questions import Questions
 from latent_thoughts.stages.synthesize.writing import Shard, Writer, of_paraphrases, paraphrase, taker
 from latent_thoughts.store import Stage, atomic, read_manifest, read_rows, same_base, stage_key, write_json
 from latent_thoughts.teachers import load, prompts
-from latent_thoughts.teachers.replies import Replies, opened
+from latent_thoughts.teachers.replies import Replies, opened, payer_of
 from latent_thoughts.types import Manifest, ThoughtDocument, UserError
 
 # How a teacher is reached, and how fast, changes nothing about what it says.
@@ -57,7 +57,7 @@ def synthesize(
     everything = [settings, splits, recipe.seed, *contamination.key(recipe.contamination)]
     documents = _documents(prepared, base)
     if config.method != "latent_thoughts":
-        everything.append(recipe.chunking.model_dump())
+        everything += chunking.key(recipe.chunking)
     stage = Stage(folder, "synthesize", stage_key("synthesize", everything, {"prepare": documents}))
     if (manifest := stage.manifest) is not None:
         return manifest
@@ -65,7 +65,7 @@ def synthesize(
     questions = Questions(config, asked, model, recipe.seed, taker(config.method, recipe.chunking, codec))
     writer = Writer(recipe, config, questions, codec)
     write_json(folder / "prompts.json", [{**p.model_dump(), "hash": p.hash} for p in asked])
-    with settled_memory(), opened(store, stage.key) as replies:
+    with settled_memory(), opened(store, stage.key, payer_of(folder, store)) as replies:
         work = _Work(stage, prepared, splits, questions, writer, replies)
         _ask(config, work, approve)
         counts = work.finish()
@@ -225,7 +225,7 @@ def synthesize_given(
     inputs = {"prepare": _documents(prepared, base)}
     settings = [method, splits, *contamination.key(recipe.contamination)]
     if method != "oracle":
-        settings.append(recipe.chunking.model_dump())
+        settings += chunking.key(recipe.chunking)
     stage = Stage(folder, "synthesize", stage_key("synthesize", settings, inputs))
     if (manifest := stage.manifest) is not None:
         return manifest

@@ -11,13 +11,15 @@ from latent_thoughts.config import Synthesize
 from latent_thoughts.config.synthesize import Prices
 from latent_thoughts.progress import track
 from latent_thoughts.stages.synthesize.questions import Questions
-from latent_thoughts.teachers.base import Completion, Failure, Request, Teacher
+from latent_thoughts.teachers.base import TOO_LONG, Completion, Failure, Request, Teacher
+from latent_thoughts.teachers.openai_client import endpoint
 from latent_thoughts.teachers.replies import Replies
 from latent_thoughts.types import ThoughtDocument, UserError
 
 # Tokens of a reply for one of the text: what the paper's thoughts took on FineMath; the others are guesses.
 REPLY_SHARE = {"latent_thoughts": 2.3, "wrap_baseline": 1.0, "wrap_cot": 2.0}
-HOPELESS = 20  # requests that failed, with not one reply: the others are not asked
+HOPELESS = 20  # requests that failed with not one reply, or in a row: the others are not asked
+ROUNDS = 2  # of the requests under way that fail in a row, where that is more: an outage of seconds fails one
 
 Documents = Callable[[], Iterable[ThoughtDocument]]
 
@@ -68,7 +70,8 @@ def estimate(config: Synthesize, questions: Questions, documents: Documents, rep
     what = "chunks" if config.method == "latent_thoughts" else "documents"
     local = config.teacher.kind not in ("openai", "openai_batch")
     spent = price(config.prices, *replies.spent()[1:])
-    most, name = still * config.max_tokens, f"{config.teacher.model} ({config.teacher.kind})"
+    where = "" if local else f" at {endpoint(config.teacher)}"
+    most, name = still * config.max_tokens, f"{config.teacher.model} ({config.teacher.kind}){where}"
     return Estimate(what, name, local, units, still, prompts, expected, most, config.prices, spent, config.cap)
 
 
@@ -78,7 +81,9 @@ class Asking:
     def __init__(self, config: Synthesize, questions: Questions, replies: Replies):
         self.config, self.questions, self.replies = config, questions, replies
         self.stopped: str | None = None
-        self.spent = price(config.prices, *replies.spent()[1:])
+        self.failed = 0  # requests in a row
+        self.had, *tokens = replies.spent()  # replies in earlier runs: those are not hopeless where the rest fails
+        self.spent = price(config.prices, *tokens)
         self.under_way: dict[str, Request] = {}
         self.reserved = 0.0  # what their replies may cost at most
 
@@ -98,9 +103,9 @@ class Asking:
                 self.reserved -= self._most(request) if request else 0.0
                 answered += 1
                 if isinstance(answer, Failure):
-                    self._consider(answer, answered, good)
+                    self._consider(answer, answered, good + self.had)
                 else:
-                    good += 1
+                    good, self.failed = good + 1, 0
                     used = answer.prompt_tokens or 0, answer.completion_tokens or 0
                     tokens += used[1]
                     self.spent += price(self.config.prices, *used)
@@ -140,9 +145,16 @@ class Asking:
         )
 
     def _consider(self, failure: Failure, answered: int, good: int) -> None:
-        if failure.fatal or (not good and answered >= HOPELESS):
-            reason = "" if failure.fatal else f"the first {answered} requests all failed: "
-            self.stopped = self.stopped or f"{reason}{failure.message}"
+        """Whether to go on. What is too long is that question's own failure, and a batch hands its failures out
+        together."""
+        teacher = self.config.teacher
+        self.failed += failure.kind != TOO_LONG and teacher.kind != "openai_batch"
+        if failure.fatal:
+            self.stopped = self.stopped or failure.message
+        elif not good and answered >= HOPELESS:
+            self.stopped = self.stopped or f"the first {answered} requests all failed: {failure.message}"
+        elif self.failed >= max(HOPELESS, ROUNDS * teacher.concurrency):
+            self.stopped = self.stopped or f"the last {self.failed} requests all failed: {failure.message}"
 
     def _capped(self, cap: float) -> str:
         return (

@@ -65,7 +65,7 @@ class Questions:
             return [Unit(0, {"document": text.strip()}, text, sum(sizes), sum(sizes))]
         units = []
         for n, wanted in enumerate(document.target):
-            if wanted:
+            if wanted and texts[n].strip():  # about nothing there is nothing to ask
                 first = max(0, n - self.config.context_chunks)
                 fields = {"context": "".join(texts[first:n]).strip(), "chunk": texts[n].strip()}
                 units.append(Unit(n, fields, texts[n], sum(sizes[first : n + 1]), sizes[n]))
@@ -98,13 +98,13 @@ class Questions:
                 return Verdict("open", faults=faults, next=request)
             if isinstance(answer, Failure):
                 return Verdict("failed", faults=faults, failure=answer)
-            fault = checks.fault(answer, unit.original, self.takes)
+            fault = checks.fault(answer, unit.original, self.takes, self.config.max_tokens)
             if fault is None:
-                return Verdict("kept", answer.text.strip(), faults)
+                return Verdict("kept", checks.spoken(answer.text), faults)
             faults = (*faults, fault)
             policy = getattr(self.config.checks, fault)
             if policy == "accept":
-                return Verdict("kept", answer.text.strip(), faults)
+                return Verdict("kept", checks.spoken(answer.text), faults)
             if policy != "retry":
                 return Verdict(policy, faults=faults)
         return Verdict(self.config.exhausted, faults=faults)

@@ -50,7 +50,7 @@ class Prompt(Section):
 
     def fill(self, fields: Mapping[str, str]) -> list[dict[str, str]]:
         """The messages with the fields in their places. What a field holds is text, braces and all."""
-        values = {name: text or self.nothing for name, text in fields.items()}
+        values = {name: text or (self.nothing if name == "context" else "") for name, text in fields.items()}
         return [{"role": m.role, "content": m.content.format(**values)} for m in self.messages]
 
 
