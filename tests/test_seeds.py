@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ def test_a_failing_seed_ends_the_others(recipe: Recipe, tmp_path: Path, monkeypa
     monkeypatch.setattr(seeds, "_run_seed", failing)
     with pytest.raises(UserError, match="no document is held out"):
         seeds.run(recipe, tmp_path, NAMES)
+    deadline = time.monotonic() + 60
+    while multiprocessing.active_children() and time.monotonic() < deadline:  # the pool's own thread reaps them too
+        time.sleep(0.1)
     assert not multiprocessing.active_children()
 
 
