@@ -24,6 +24,7 @@ KINDS = {
     "Count": "integer, 0 or more",
     "Seed": "integer, 0 or more",
     "Share": "number from 0 to 1",
+    "Fraction": "number from 0 to below 1",
     "Weight": "number, 0 or more",
     "Pattern": "regular expression",
     "Amount": "number",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +257,6 @@ def idle_weights(model: Any) -> float:
     return sum(p.numel() * (1 - taken / len(p)) for p in experts) if taken else 0.0
 
 
-def blocks(model: Any) -> list[Any]:
-    """The layers that a model is a stack of."""
-    kinds = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in kinds]
-
-
 def check_positions(model: Any, tokens: int, setting: str) -> None:
     """Raises UserError where `tokens` of a sequence, which `setting` asks for, are more than the model's table of
     positions has rows (GPT-2, OPT, GPT-J). Without a table, positions go on for as long as one likes."""
@@ -272,38 +265,3 @@ def check_positions(model: Any, tokens: int, setting: str) -> None:
     tables = [w for name, w in weights if re.search(r"wpe|pos", name) and w.ndim == 2 and len(w) >= most]
     if tables and tokens > most:
         raise UserError(f"{setting} = {tokens} is more than the model's {most} positions: keep to {most} or less")
-
-
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile would take on a CPU."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None)
-
-
-def compile_blocks(model: Any) -> None:
-    """torch.compile for every block: one graph for all, whatever the length of a row. On a CPU without attention."""
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # else a graph for every layer's number
-    for block in blocks(model):
-        block.compile(dynamic=True)
-
-
-def add_dropout(model: Any, share: float) -> None:
-    """Dropout on the embeddings and on what every attention and MLP block adds to the residual stream.
-
-    Hugging Face's Llama-like models have dropout on attention weights alone.
-    """
-    named = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in _BLOCKS}
-    # GPT-Neo's attention is one within another
-    blocks = [module for name, module in named.items() if name.rpartition(".")[0] not in named]
-    if not blocks:
-        raise UserError("train.dropout: this model has no blocks named " + ", ".join(_BLOCKS))
-
-    def hook(module: nn.Module, _: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (nn.functional.dropout(output[0], share, module.training), *output[1:])
-        return nn.functional.dropout(output, share, module.training)
-
-    for module in [model.get_input_embeddings(), *blocks]:
-        module.register_forward_hook(hook)
-
-
-_BLOCKS = ("self_attn", "attn", "attention", "mlp", "feed_forward")

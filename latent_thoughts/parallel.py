@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -60,6 +60,19 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         return bool(self.most(int(flag)))
+
+    def told(self, look: Callable[[], Made]) -> Made:
+        """What the main process finds. It alone looks, since of a shared file system others may see an older state.
+
+        Raises UserError in all processes where it does there.
+        """
+        found: list[Any] = [None]
+        with all_or_none(self):
+            if self.main:
+                found[0] = look()
+        if self.size > 1:
+            dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+        return found[0]
 
     def wait(self) -> None:
         if self.size > 1:
@@ -116,7 +129,7 @@ def all_or_none(ranks: Ranks) -> Iterator[None]:
     except UserError as error:
         failed = error
     if ranks.any(failed is not None):
-        raise failed or UserError("another of the processes could not begin")
+        raise failed or UserError("another of the processes gave up")
 
 
 def in_turn(ranks: Ranks, make: Callable[[], Made], together: int = 1) -> Made:

@@ -36,7 +36,7 @@ from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.engines.vllm_engine import imported
 from latent_thoughts.optim import optimizers, orthogonalise
 from latent_thoughts.parallel import Ranks
-from latent_thoughts.stages.train import lean, loader
+from latent_thoughts.stages.train import layers, lean, loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.losses import Behind, losses_by_blocks
 from latent_thoughts.stages.train.objective import Objective, logits_held
@@ -285,7 +285,7 @@ def test_layers_are_one_graph_with_their_attention_whatever_the_documents() -> N
     with patch.object(documents, "rows_fit", lambda q, v, rule: rule.plain):
         expected = [step(sizes) for sizes in rows]
         with patch.object(torch, "compile", functools.partial(torch.compile, backend="aot_eager")):
-            models.compile_blocks(model)
+            layers.compile_blocks(model)
         found = [step(sizes) for sizes in rows]
     assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
     for a, b in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):

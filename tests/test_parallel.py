@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -26,15 +27,24 @@ def taking_turns(rank: int, local: list[int], folder: Path, together: int, faili
         return [begun, time.time()]
 
     try:
-        told = {"made": in_turn(ranks, make, together)}
+        told: dict[str, Any] = {"made": in_turn(ranks, make, together)}
     except UserError as error:
         told = {"error": str(error)}
     told["agree"] = [ranks.agree("all the same"), ranks.agree(f"lr {rank}"), ranks.agree("lr 0.5" if rank else "lr 1")]
+    told["told"] = [ranks.told(lambda: {"seen by": rank})]
+    try:
+        ranks.told(lambda: {}["nothing"] if rank else fail("it is damaged"))
+    except UserError as error:
+        told["told"].append(str(error))
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
 
-def told(folder: Path, local: list[int], together: int = 1, failing: int = -1) -> list[dict[str, list[float]]]:
+def fail(why: str) -> None:
+    raise UserError(why)
+
+
+def told(folder: Path, local: list[int], together: int = 1, failing: int = -1) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     size = sum(local)
     processes = [context.Process(target=taking_turns, args=(n, local, folder, together, failing)) for n in range(size)]
@@ -59,8 +69,15 @@ def test_as_many_as_there_is_memory_for_go_together(tmp_path: Path) -> None:
 
 def test_where_one_gives_up_all_do(tmp_path: Path) -> None:
     found = told(tmp_path, [2], failing=1)
-    assert [each["error"] for each in found] == ["another of the processes could not begin", "no such model"]
+    assert [each["error"] for each in found] == ["another of the processes gave up", "no such model"]
     assert [each["agree"] for each in found] == [[True, False, False]] * 2
+
+
+def test_what_the_main_process_finds_is_told_to_all(tmp_path: Path) -> None:
+    """The others do not look, and where it gives up there is nothing to wait for."""
+    found = [each["told"] for each in told(tmp_path, [2])]
+    assert found == [[{"seen by": 0}, "it is damaged"], [{"seen by": 0}, "another of the processes gave up"]]
+    assert Ranks().told(lambda: 3) == 3
 
 
 def test_alone_there_is_nothing_to_wait_for() -> None:

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from latent_thoughts.config.base import Positive, Section, Share, Weight
+from latent_thoughts.config.base import Positive, Section, Seed, Share, Weight
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
 
 
@@ -35,14 +35,15 @@ class Train(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest, experts among it
     lr: Annotated[float, Field(gt=0)] = 1e-4
     muon_lr: Annotated[float, Field(gt=0)] = 0.02
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    weight_decay: Weight = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: Weight = 0.01  # of all parameters, embeddings, norms and biases too
     clip: Weight = 1.0  # norm of the gradient that is not exceeded; 0: none
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    decay_share: Share = 0.2  # of a wsd run
+    skip: list[Seed] = []  # steps whose batch is passed over, such as one that a training diverged at
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # cosine falls to 0
+    decay_share: Share = 0.2  # of a wsd run; of n decaying steps the last still has 1 / n of the peak
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    dropout: Share = 0.0  # besides the model's own, of which GPT-2 and OPT have 0.1
-    ema: Decay = 0.0  # decay of averaged weights, which are then exported; 0: none
+    dropout: Fraction = 0.0  # besides the model's own, of which GPT-2 and OPT have 0.1; drawn by step and process
+    ema: Fraction = 0.0  # decay of averaged weights, from the base's on, which are then exported; 0: none
     spike: Annotated[float, Field(gt=0)] = 4.0  # nats a token that a loss may exceed the last 50; more stops the run
     held_out: Annotated[int, Field(ge=0)] = 0  # documents whose loss is taken at every checkpoint
     checkpoint_steps: Positive = 500

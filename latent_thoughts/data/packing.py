@@ -1,4 +1,4 @@
-"""Endless, seeded, resumable batches of packed rows.
+"""Seeded, resumable batches of packed rows.
 
 A row holds several documents, of at most `sequence_length` tokens together; `document_ids` keep them
 apart, and there is no padding. The order of documents, the forms they take and the rows they land in
@@ -45,7 +45,9 @@ class Batches:
     """Packs rows of at most `sequence_length` tokens, `rows` a batch, from `lookahead` pieces that wait.
 
     A row takes the piece that has waited longest and fits; for what would be its last piece, the largest that fits.
-    State between batches: the position in the stream, and the pieces that wait.
+    Pieces of a document longer than a row do not wait side by side: they are `held` until there are more than `hold`,
+    or the epoch ends, and drawn at random. After `ends` epochs no document follows: rows get short, and then empty.
+    State between batches: the position in the stream, and the pieces that wait and are held.
     """
 
     documents: Corpus
@@ -53,9 +55,12 @@ class Batches:
     config: Train
     seed: int
     lookahead: int = 32
+    hold: int = 64
+    ends: float = math.inf
     epoch: int = 0
     cursor: int = 0
     waiting: list[Piece] = field(default_factory=list)
+    held: list[Piece] = field(default_factory=list)
     _ordered: tuple[int, np.ndarray] | None = None
 
     def plan(self) -> list[Row]:
@@ -66,8 +71,8 @@ class Batches:
         row: Row = []
         room = self.config.sequence_length
         while True:
-            while len(self.waiting) < self.lookahead:
-                self.waiting += self._next_visit()
+            while len(self.waiting) < self.lookahead and (self.held or not self._over):
+                self._draw()
             fits = [n for n, piece in enumerate(self.waiting) if piece.size <= room]
             if not fits:
                 return row
@@ -77,11 +82,29 @@ class Batches:
             row.append(piece)
             room -= piece.size
 
+    def _draw(self) -> None:
+        """Lets the next document wait, or a piece of those before it that were longer than a row."""
+        ends = self._over or self.cursor == len(self._order())
+        if self.held and (ends or len(self.held) > self.hold):
+            rng = np.random.default_rng([self.seed, self.epoch, self.cursor, len(self.held)])
+            self.waiting.append(self.held.pop(int(rng.integers(len(self.held)))))
+            return
+        pieces = self._next_visit()
+        (self.held if len(pieces) > 1 else self.waiting).extend(pieces)
+
+    @property
+    def _begun(self) -> float:
+        return self.epoch + self.cursor / max(1, len(self._order()))
+
+    @property
+    def _over(self) -> bool:
+        return self._begun >= self.ends
+
     @property
     def passed(self) -> float:
         """Epochs, without what waits; to nine digits, so that a whole number of epochs is one."""
-        begun = self.epoch + self.cursor / max(1, len(self._order()))
-        return max(0.0, round(begun - math.fsum(piece.share for piece in self.waiting), 9))
+        left = math.fsum(piece.share for piece in itertools.chain(self.waiting, self.held))
+        return max(0.0, round(self._begun - left, 9))
 
     def _next_visit(self) -> list[Piece]:
         while self.cursor == len(self._order()):
@@ -123,6 +146,8 @@ class Batches:
     def lay_out(self, rows: Sequence[Row]) -> PackedRow:
         """The documents of all rows one behind the other."""
         pieces = [piece for row in rows for piece in row]
+        if not pieces:
+            return PackedRow(*np.zeros((4, 0), np.int64))
         ids, parts = (np.array([*itertools.chain(*x)]) for x in zip(*map(self._piece, pieces), strict=True))
         sizes = [piece.size for piece in pieces]
         # the first token's predecessor is in another document, or in another row
@@ -140,15 +165,17 @@ class Batches:
         return layout.ids[part], layout.parts[part]
 
     def state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "cursor": self.cursor, "waiting": [list(piece) for piece in self.waiting]}
+        waiting, held = ([list(piece) for piece in pieces] for pieces in (self.waiting, self.held))
+        return {"epoch": self.epoch, "cursor": self.cursor, "waiting": waiting, "held": held}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.cursor = state["epoch"], state["cursor"]
-        # checkpoints of earlier versions do not know the shares
+        # checkpoints of earlier versions know neither the shares nor what is held
         self.waiting = [
             Piece(*values) if len(values) == len(Piece._fields) else self._pieces(*values[:2])[values[2]]
             for values in state["waiting"]
         ]
+        self.held = [Piece(*values) for values in state.get("held", [])]
 
 
 @functools.lru_cache(2**12)  # asked for twice: for a piece's size, and some batches later for its tokens

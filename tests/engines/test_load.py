@@ -16,6 +16,8 @@ from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.types import UserError
 from tests.conftest import tiny
 
+UNTEMPERED = {"sample": {"preset": "paper"}}  # all that vLLM can score
+
 
 def test_a_model_that_only_scores_needs_no_vllm_where_torch_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -25,7 +27,7 @@ def test_a_model_that_only_scores_needs_no_vllm_where_torch_scores(
     asked = [Scoring((ScoreRequest((1, 2), ((3, 4),)),))]
     scores = []
     for engine in ({"kind": "torch"}, {"kind": "torch", "scorer": "vllm"}, {"kind": "vllm"}):
-        with loaded_scorer(resolve({"engine": engine, "sample": {"preset": "paper"}}), tmp_path / "model") as scorer:
+        with loaded_scorer(resolve({"engine": engine} | UNTEMPERED), tmp_path / "model") as scorer:
             assert isinstance(scorer, TorchEngine)
             scores.append(ask(scorer, asked)[0][0][0].tolist())
     assert scores[0] == scores[1] == scores[2]
@@ -33,7 +35,7 @@ def test_a_model_that_only_scores_needs_no_vllm_where_torch_scores(
         engine = {"kind": "vllm", "scorer": "vllm" if wanted is loaded_scorer else "torch"}
         with (
             pytest.raises(UserError, match="needs vLLM"),
-            wanted(resolve({"engine": engine, "sample": {"preset": "paper"}}), tmp_path / "model"),
+            wanted(resolve({"engine": engine} | UNTEMPERED), tmp_path / "model"),
         ):
             pass
 
@@ -63,7 +65,7 @@ def test_vllm_is_refused_where_it_has_too_few_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(machine, "gpu_shared", shared)
     engine = {"kind": "vllm", "scorer": "vllm", "vllm_parallel": parallel}
-    recipe = resolve({"engine": engine, "sample": {"preset": "paper"}})
+    recipe = resolve({"engine": engine} | UNTEMPERED)
     told = "lower executor.workers" if refused else "needs vLLM"
     with pytest.raises(UserError, match=told), loaded_engine(recipe, tmp_path):
         pass

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from latent_thoughts.parallel import Ranks, all_or_none
 from latent_thoughts.places import bench, remote
 from latent_thoughts.progress import sent_to
 from latent_thoughts.provenance import model_card
-from latent_thoughts.stages.train import checkpoint, lean
+from latent_thoughts.stages.train import checkpoint, layers, lean
 from latent_thoughts.stages.train.loop import Trainer, loop, terminated
 from latent_thoughts.stages.train.objective import Objective, logits_held
 from latent_thoughts.stages.train.whole import Whole
@@ -78,7 +79,7 @@ def train(
         with all_or_none(ranks):
             if ranks.main:
                 Stage(folder, "train", key, about=ABOUT)
-        work, done = bench(folder), (folder / "manifest.json").exists()
+        work, done = bench(folder), ranks.told((folder / "manifest.json").exists)
         with all_or_none(ranks):
             if not done and (ranks.main or (ranks.first_here and remote(folder))):  # a bench is one machine's
                 corpus.write(sources, work / "documents.arrow")
@@ -87,13 +88,17 @@ def train(
         if not done:
             trainer = set_up(config, model_config, base, folder, seed, ranks)
             _go_on(trainer, folder, continue_from)
-            held = _first(work / "held_out.arrow", config.held_out)
+            _tell_of_skipped(config, folder, ranks, trainer.counts)
+            held = _first(work / "held_out.arrow", config.held_out) if held_out is not None else None
             if config.export == "best" and held is None:
                 raise UserError("train.export: best, but there are no held-out documents to tell which is best")
+            _tell_of_router(trainer.objective.model, ranks)
             loop(trainer, folder, held, stopped)
             counts = _export(trainer, model_config, base, folder)
             if ranks.main:
                 Stage(folder, "train", key).close([], counts, model="model", base=base_of(inputs["base"]))
+        else:
+            _tell_of_skipped(config, folder, ranks, read_manifest(folder).counts)
         if ranks.main:  # what only an unfinished stage needs
             for path in folder.glob("*.arrow"):
                 path.unlink()
@@ -109,18 +114,41 @@ def train(
 
 def _go_on(trainer: Trainer, folder: Path, continue_from: Path | None) -> None:
     """From the stage's last checkpoint, else from what an earlier one left. Raises UserError where that is nothing."""
-    if saved := checkpoint.found(folder):
-        trainer.load(saved[-1])
+    told, stable = trainer.ranks.told, folder / "stable"
+    if saved := told(lambda: checkpoint.found(folder)[-1:]):
+        trainer.load(saved[0])
+        if trainer.decaying and not told(lambda: checkpoint.there(stable) and bool(checkpoint.check(stable))):
+            raise UserError(
+                f"{stable}, the weights from before the decay, is missing, and {saved[0]} is from within it: remove "
+                "that one too, to train from before the decay on"
+            )
     elif continue_from is not None:
-        if not checkpoint.there(continue_from / "stable"):
+        if not told(lambda: checkpoint.there(continue_from / "stable")):
             raise UserError(f"{continue_from} has no weights from before a decay: train it with schedule: wsd")
         trainer.load(continue_from / "stable", optimizer_only=True)
+
+
+def _tell_of_skipped(config: Train, folder: Path, ranks: Ranks, counts: dict[str, Any]) -> None:
+    """Says which steps it is too late to skip."""
+    late = [step for step in config.skip if step < counts["step"] and step not in counts.get("skipped", [])]
+    if late and ranks.main:
+        print(f"latent-thoughts: train.skip={late} comes too late: {folder} has been trained on that", file=sys.stderr)
+
+
+def _tell_of_router(model: Any, ranks: Ranks) -> None:
+    """Says that a loss which transformers' own Trainer would add is not trained on. (How even a router is, is no sum
+    over passes: what micro_rows and processes a batch is shared out to would change it.)"""
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0) and ranks.main:
+        why = "the router's load-balancing loss, which the model's configuration asks for, is not trained on"
+        print(f"latent-thoughts: {why}", file=sys.stderr)
 
 
 def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
     """What of the settings the result depends on."""
     unread = {"checkpoint_steps", "log_steps", "micro_rows", "workers", "keep", "shard", "tracker", "logits", "spike"}
     unread |= {"checkpoint_activations"}
+    unread |= {"skip"}  # a training that diverged goes on with it; the manifest's counts tell what was skipped
     if config.export == "last":
         unread |= {"held_out"}
     else:  # the checkpoints are what is chosen from
@@ -146,14 +174,15 @@ def set_up(config: Train, model_config: Model, base: Path, folder: Path, seed: i
             """Whole on the CPU first: a GPU may have room for a shard alone."""
             on_cpu = model_config.model_copy(update={"device": "cpu"})
             objective = _objective(config, on_cpu, base, device, check=ranks.first_here)
-            parallel.shard(objective, models.blocks(objective.model), mesh, half)
+            parallel.shard(objective, layers.blocks(objective.model), mesh, half)
             give_freed_memory_back()
             return objective
 
         objective = parallel.in_turn(ranks, sharded, max(1, free_memory() // 2 // _size(base / "model")))
         keep_freed_memory()
     _, controls = models.load_tokenizer(base / "model")
-    batches = Batches(documents, controls, config, seed)
+    unit, amount = config.budget
+    batches = Batches(documents, controls, config, seed, ends=amount if unit == "epochs" else math.inf)
     return Trainer(objective, optimizers(objective.model, config), batches, config, seed, half, ranks)
 
 
@@ -172,7 +201,7 @@ def _check(config: Train, documents: Corpus, device: torch.device, ranks: Ranks)
         raise UserError(f"train.rows = {config.rows} cannot be shared out among {ranks.size} processes")
     if config.compile == "whole" and (ranks.size > 1 or config.checkpoint_activations):
         raise UserError("train.compile: whole is for one process without checkpoint_activations: take blocks")
-    if config.compile and device.type == "cpu" and models.compiler() is None:
+    if config.compile and device.type == "cpu" and layers.compiler() is None:
         raise UserError("train.compile needs a C++ compiler (g++) on a CPU: install one, or leave the setting out")
 
 
@@ -186,9 +215,9 @@ def _objective(config: Train, model_config: Model, base: Path, device: torch.dev
     model = models.load(base / "model", model_config, "float32", check).train()
     models.check_positions(model, config.sequence_length, "train.sequence_length")
     if config.dropout:
-        models.add_dropout(model, config.dropout)
+        layers.add_dropout(model, config.dropout)
     if config.checkpoint_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        layers.checkpoint_activations(model)
     if config.compile is None:
         lean.install(model)
     logits = logits_held(config, device)
@@ -201,7 +230,7 @@ def _objective(config: Train, model_config: Model, base: Path, device: torch.dev
 
 def _first(path: Path, count: int) -> Corpus | None:
     """The first documents of a corpus; all of them where there are fewer."""
-    if not count or not path.exists():
+    if not count:
         return None
     whole = Corpus.open(path)
     return Corpus.of(whole[n] for n in range(min(count, len(whole)))) if len(whole) else None
@@ -210,8 +239,8 @@ def _first(path: Path, count: int) -> Corpus | None:
 def _export(trainer: Trainer, model_config: Model, base: Path, folder: Path) -> dict[str, Any]:
     """Writes the plain Hugging Face folder: averaged weights where there are averages, of the best checkpoint
     where that is asked for. Returns what was spent; with the best checkpoint's step, where that was chosen."""
-    counts = asdict(trainer.counters)
-    if trainer.config.export == "best" and (best := checkpoint.best(folder)) is not None:
+    counts = trainer.counts
+    if trainer.config.export == "best" and (best := trainer.ranks.told(lambda: checkpoint.best(folder))):
         trainer.load(best, optimizer_only=True)
         counts["exported_step"] = checkpoint.step_of(best)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

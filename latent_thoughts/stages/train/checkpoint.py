@@ -58,7 +58,7 @@ def best(stage: Path) -> Path | None:
 def save(
     path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, averages: dict[str, Any], state: Any
 ) -> None:
-    """`state` is JSON, the same on every rank."""
+    """In the place of what is there. `state` is JSON, the same on every rank."""
     temporary = _working_name(path, ranks.machine)
     if ranks.main or (ranks.first_here and places.remote(path)):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,6 +74,9 @@ def save(
         raise
     ranks.wait()
     if places.remote(path):
+        if ranks.main and there(path):
+            remove(path)
+        ranks.wait()
         if ranks.first_here:
             transfer.put_files(temporary, path)
             shutil.rmtree(temporary)
@@ -92,13 +95,7 @@ def load(path: Path, ranks: Ranks, model: nn.Module, optimizers: Optimizers, ave
 
     Raises UserError for a checkpoint that is damaged, or of another model or optimizer.
     """
-    failed = None
-    try:
-        state = check(path) if ranks.main else read_state(path)
-    except UserError as error:
-        failed, state = error, None
-    if ranks.any(failed is not None):
-        raise failed or UserError(f"{path} is damaged")
+    state = ranks.told(lambda: check(path))
     if ranks.first_here:  # one copy a machine
         transfer.local(path)
     ranks.wait()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import statistics
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -51,6 +53,9 @@ class Trainer:
     place: dict[str, Any] = field(default_factory=dict)
     averages: dict[str, torch.Tensor] = field(default_factory=dict)
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+    skipped: list[int] = field(default_factory=list)  # of the steps that `train.skip` names
+    decaying: bool = False  # of a wsd run: the weights from before its decay are saved
+    saved: int | None = None  # step of the last checkpoint
 
     def __post_init__(self) -> None:
         self.place = self.batches.state()
@@ -60,14 +65,17 @@ class Trainer:
     def step(self, batch: loader.Batch, rate: float) -> dict[str, float]:
         """One optimizer step on a batch, at `rate` times the peak learning rate; returns its figures.
 
-        A batch in which nothing carries loss (parts of long documents, all context) is passed over, without figures.
+        A batch that `train.skip` names, or in which nothing carries loss (parts of long documents, all context), is
+        passed over, without figures.
         """
         config, step = self.config, self.counters.step
         seed = np.random.SeedSequence([self.seed, step, self.ranks.rank])
         _seed(self.objective.head.weight.device, int(seed.generate_state(1)[0]))
         counted = self.ranks.sum(_counts(batch.micros))
         targets = int(counted[-1])
-        if not targets:
+        if step in config.skip:
+            self.skipped.append(step)
+        if not targets or step in config.skip:
             self._pass(batch, counted)
             return {}
         losses = torch.zeros(2, PARTS, dtype=torch.float64, device=self.objective.head.weight.device)
@@ -90,6 +98,11 @@ class Trainer:
         self._pass(batch, counted)
         return figures
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a manifest tells of the training."""
+        return asdict(self.counters) | ({"skipped": self.skipped} if self.skipped else {})
+
     def _pass(self, batch: loader.Batch, counted: torch.Tensor) -> None:
         self.place = batch.state
         room = self.config.rows * self.config.sequence_length
@@ -109,11 +122,16 @@ class Trainer:
         """Before the weights are touched, so that they and the checkpoints stay good."""
         loss, step = figures["loss"], self.counters.step
         usual = statistics.fmean(self.recent) if self.recent else loss
-        if math.isfinite(loss) and math.isfinite(figures["norm"]) and loss - usual <= self.config.spike:
+        finite = math.isfinite(loss) and math.isfinite(figures["norm"])
+        if finite and loss - usual <= self.config.spike:
             self.recent.append(loss)
             return
         what = f"loss {loss:.4g} (of late {usual:.4g}), gradient norm {figures['norm']:.4g}"
-        raise Diverged(f"training diverged at step {step}: {what}; lower train.lr", step, batch)
+        ways = f"train.skip={json.dumps([*self.config.skip, step]).replace(' ', '')} goes on without this batch"
+        if finite:
+            ways += f", train.spike above {loss - usual:.3g} with it"
+        ways += "; a lower train.lr starts this training anew"
+        raise Diverged(f"training diverged at step {step}: {what}; {ways}", step, batch)
 
     def _update(self, rate: float) -> None:
         for optimizer in self.optimizers:
@@ -141,23 +159,27 @@ class Trainer:
     def held_out_loss(self, documents: Corpus) -> float:
         """Mean loss a token of the documents' raw text; every rank takes all of them."""
         config = self.config.model_copy(update={"layout": "raw", "loss_on": "all", "rows": 1})
-        batches, end = Batches(documents, self.batches.controls, config, 0), len(documents)
+        batches = Batches(documents, self.batches.controls, config, 0, ends=1)
         self.objective.eval()
         total = count = 0.0
-        while (batches.epoch == 0 and batches.cursor < end) or batches.waiting:
-            micro = batches.lay_out([[p for p in batches.plan()[0] if p.visit == 0]])
+        while rows := [row for row in batches.plan() if row]:
+            micro = batches.lay_out(rows)
             with torch.autocast(self.objective.head.weight.device.type, torch.bfloat16, enabled=self.autocast):
                 _, losses, _ = self.objective(micro)
             total, count = total + float(losses.double().sum()), count + len(losses)
-            batches.waiting = [p for p in batches.waiting if p.visit == 0]
         self.objective.train()
         return total / count
 
     def save(self, path: Path, held_out_loss: float | None = None) -> None:
-        if not checkpoint.there(path):  # else it holds the same
-            state = {"place": self.place, "counters": asdict(self.counters), "recent": list(self.recent)}
-            state["held_out_loss"] = held_out_loss
-            checkpoint.save(path, self.ranks, self.objective, self.optimizers, self.averages, state)
+        state = {"place": self.place, "counters": asdict(self.counters), "recent": list(self.recent)}
+        state |= {"skipped": self.skipped, "decaying": self.decaying, "held_out_loss": held_out_loss}
+        checkpoint.save(path, self.ranks, self.objective, self.optimizers, self.averages, state)
+
+    def keep(self, folder: Path, held_out_loss: float | None = None) -> None:
+        """A checkpoint of this step, where there is none."""
+        if self.saved != self.counters.step:
+            self.saved = self.counters.step
+            self.save(checkpoint.folder_of(folder, self.saved), held_out_loss)
 
     def load(self, path: Path, optimizer_only: bool = False) -> None:
         """Restores a checkpoint; with `optimizer_only`, weights and optimizers of an earlier stage, which may have had
@@ -172,6 +194,8 @@ class Trainer:
             self.batches.load_state(state["place"])
             self.place, self.counters = state["place"], Counters(**state["counters"])
             self.recent.extend(state["recent"])
+            self.saved = self.counters.step
+            self.skipped, self.decaying = state.get("skipped", []), state.get("decaying", False)
 
 
 class Diverged(UserError):
@@ -215,10 +239,10 @@ def loop(
         while (progress := counters.progress(config.budget)) < 1:
             if ranks.any(stopped()):
                 metrics.sync()
-                trainer.save(checkpoint.folder_of(folder, counters.step))
+                trainer.keep(folder)
                 raise Interrupted(f"training stopped at step {counters.step}")
             if config.schedule == "wsd" and progress >= 1 - config.decay_share:
-                trainer.save(folder / "stable")
+                _save_stable(trainer, folder)
             rate = learning_rate(config, counters.step, progress)
             figures = _step(trainer, next(batches), rate, folder)
             speed.count(counters)
@@ -230,9 +254,12 @@ def loop(
             if counters.step % config.checkpoint_steps == 0:
                 _checkpoint(trainer, folder, held_out, metrics)
         if config.schedule == "wsd":  # a run of few steps may end before its rate has fallen
-            trainer.save(folder / "stable")
-        if not checkpoint.there(checkpoint.folder_of(folder, counters.step)):
+            _save_stable(trainer, folder)
+        if counters.step != trainer.saved:
             _checkpoint(trainer, folder, held_out, metrics)
+    if counters.step < config.warmup_steps and ranks.main:
+        how = f"({counters.step} of {config.warmup_steps} steps): the learning rate never reached train.lr"
+        print(f"latent-thoughts: the training ended within its warm-up {how}", file=sys.stderr)
 
 
 def _step(trainer: Trainer, batch: loader.Batch, rate: float, folder: Path) -> dict[str, float]:
@@ -259,9 +286,16 @@ def _checkpoint(trainer: Trainer, folder: Path, held_out: Corpus | None, metrics
             loss = trainer.held_out_loss(held_out)
         metrics.write({"step": step, "held_out_loss": loss})
     metrics.sync()
-    trainer.save(checkpoint.folder_of(folder, step), loss)
+    trainer.keep(folder, loss)
     if trainer.ranks.main:
         checkpoint.prune(folder, trainer.config.keep)
+
+
+def _save_stable(trainer: Trainer, folder: Path) -> None:
+    """The weights from before a wsd run's decay, once: a training that resumes within its decay has them already."""
+    if not trainer.decaying:
+        trainer.decaying = True
+        trainer.save(folder / "stable")
 
 
 def _save_batch(error: Diverged, trainer: Trainer, folder: Path) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from latent_thoughts import attention
-from latent_thoughts import model as models
 from latent_thoughts.attention import Documents, FlashDocuments
 from latent_thoughts.attention.documents import ROUND
 from latent_thoughts.config import Train
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
+from latent_thoughts.stages.train import layers
 from latent_thoughts.stages.train.losses import EVEN, Behind, losses_by_blocks, soften
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import PackedRow
@@ -57,7 +57,7 @@ class Objective(nn.Module):
 
     def compile_blocks(self, device: torch.device) -> None:
         """`train.compile: blocks`: the model's layers, and on a GPU what is done to logits."""
-        models.compile_blocks(self.model)
+        layers.compile_blocks(self.model)
         if device.type == "cuda":
             self.soften = torch.compile(soften, dynamic=True)
 
@@ -88,6 +88,9 @@ class Objective(nn.Module):
 
     def forward(self, packed: PackedRow) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the losses, differentiable; the losses (N,); their `format.Part` (N,)), in nats."""
+        if not len(packed.ids):  # of a last batch, of which other processes have a part
+            nothing = np.zeros(1, np.int64)
+            packed = PackedRow(nothing, nothing + format.IGNORE, nothing, nothing)
         if self.whole and self.training:
             return self._by_library(self.whole, packed)
         labels = torch.from_numpy(packed.labels)

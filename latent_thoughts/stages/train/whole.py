@@ -29,8 +29,8 @@ from latent_thoughts import attention, places
 from latent_thoughts.attention import Blocks
 from latent_thoughts.data import format
 from latent_thoughts.data.packing import positions
-from latent_thoughts.model import add_dropout
 from latent_thoughts.progress import track
+from latent_thoughts.stages.train.layers import add_dropout
 from latent_thoughts.store import atomic
 from latent_thoughts.types import PackedRow, UserError
 

@@ -1,4 +1,7 @@
-"""python stopping.py STEP ARGUMENTS: runs `latent-thoughts ARGUMENTS`, sent SIGTERM at a step. Also under torchrun."""
+"""python stopping.py STEP ARGUMENTS: runs `latent-thoughts ARGUMENTS`, sent SIGTERM at a step. Also under torchrun.
+
+There the processes but the main one see no checkpoint: of a shared file system they may see an older state.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from typing import Any
 
 from latent_thoughts import cli
+from latent_thoughts.stages.train import checkpoint
 from latent_thoughts.stages.train.loop import Trainer
 
 
@@ -23,6 +27,12 @@ def stop_at(step: int) -> None:
     Trainer.step = step_and_stop
 
 
+def see_nothing() -> None:
+    checkpoint.there = lambda path: False
+
+
 if __name__ == "__main__":
+    if os.environ.get("RANK", "0") != "0":
+        see_nothing()
     stop_at(int(sys.argv.pop(1)))
     cli.main()

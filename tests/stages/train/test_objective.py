@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_thoughts import model as models
 from latent_thoughts.attention.documents import ROUND
 from latent_thoughts.config import Train
 from latent_thoughts.data import format
@@ -19,7 +18,7 @@ from latent_thoughts.data.corpus import Corpus
 from latent_thoughts.data.packing import Batches
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
-from latent_thoughts.stages.train import loader
+from latent_thoughts.stages.train import layers, loader
 from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.losses import Behind, losses_by_blocks, soften
 from latent_thoughts.stages.train.objective import Objective
@@ -304,7 +303,7 @@ def test_a_compiled_pass_gives_the_same_gradient(kind: str, monkeypatch: pytest.
     """What is compiled, as it is; and compiled."""
     if kind != "compiled":
         monkeypatch.setattr(Whole, "_library", lambda self, shape: Uncompiled(self.model))
-    elif not models.compiler():
+    elif not layers.compiler():
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(tmp_path))
     rows = (2, 2) if kind == "compiled" else (1, 2, 1, 2, 2)  # of different lengths; one library is enough
@@ -356,7 +355,7 @@ def test_what_a_compiled_pass_does_not_do_is_refused() -> None:
 
 def test_dropout_is_active_in_training_alone() -> None:
     model = tiny("llama").train()
-    models.add_dropout(model, 0.5)
+    layers.add_dropout(model, 0.5)
     objective, micro = Objective(model, MANY), batch().micros[0]
     assert model.training  # the probe of the head leaves it so
     assert not torch.equal(objective(micro)[1], objective(micro)[1])

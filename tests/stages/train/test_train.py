@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,8 +28,9 @@ from latent_thoughts.data.records import DOCUMENTS
 from latent_thoughts.em import Run
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
+from latent_thoughts.stages.train.checkpoint import read_state
 from latent_thoughts.stages.train.figures import multiplied
-from latent_thoughts.stages.train.loop import Trainer, learning_rate
+from latent_thoughts.stages.train.loop import Diverged, Trainer, learning_rate
 from latent_thoughts.store import Stage, read_manifest
 from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
 from tests.conftest import tiny
@@ -365,8 +367,13 @@ def test_two_processes_equal_one_in_half_precision(tmp_path: Path, small: dict[s
 def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_two(
     run: Run, tmp_path: Path, small: dict[str, Any]
 ) -> None:
-    """Two stop at step 12, one goes on to step 21, two finish; the losses are those of one process undisturbed."""
-    small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "steps": 30, "log_steps": 1, "checkpoint_steps": 10}
+    """Two stop at step 12, one goes on to step 21, two finish; the losses are those of one process undisturbed.
+
+    Only the main process looks for checkpoints, and the last batch has passes without a row.
+    """
+    del small["train"]["steps"]
+    small["train"] |= {"optimizer": "adamw", "dropout": 0.0, "epochs": 11, "log_steps": 1, "checkpoint_steps": 10}
+    small["train"] |= {"micro_rows": 1, "schedule": "wsd", "held_out": 5, "export": "best"}
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(small))
     run.train(resolve(small).train, sources(run), tmp_path / "whole")
@@ -377,7 +384,10 @@ def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_two(
     assert "stopped at step 21; resume with" in done.stderr
     processes(1, [script, "999"], arguments)
     for a, b in zip(curve(tmp_path / "whole"), curve(run.warm_start), strict=True):
-        assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        figure = "loss" if "loss" in a else "held_out_loss"
+        assert a["step"] == b["step"] and a[figure] == pytest.approx(b[figure], abs=1e-5)
+    counts = read_manifest(run.warm_start / "train").counts
+    assert counts["epoch"] == 11 and counts["exported_step"]
 
 
 @pytest.mark.slow
@@ -511,7 +521,10 @@ def test_schedules() -> None:
 def test_divergence_is_named_with_step_and_documents(
     run: Run, tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"diverged at step \d+: loss .*{reason}.*lower train.lr"):
+    ways = r"train.skip=\[\d+\] goes on without this batch"
+    ways += r", train.spike above [\d.]+ with it" if "spike" in settings else ""
+    ways = rf"{reason}.*; {ways}; a lower train.lr starts this training anew"
+    with pytest.raises(UserError, match=rf"diverged at step \d+: loss .*{ways}"):
         train(run, tmp_path / "bad", **{"optimizer": "adamw", "checkpoint_steps": 1, "keep": 50, **settings})
     (left,) = (tmp_path / "bad" / "train").glob("diverged_step_*.json")
     saved = json.loads(left.read_text())
@@ -521,6 +534,117 @@ def test_divergence_is_named_with_step_and_documents(
     # the weights in the checkpoints are those from before the batch that failed
     last = checkpoint.found(tmp_path / "bad" / "train")[-1]
     assert int(last.name.rpartition("_")[2]) == saved["step"]
+
+
+def test_after_a_divergence_the_batch_can_be_skipped(run: Run, tmp_path: Path, capsys: Any) -> None:
+    """By the same training from its checkpoint on; it ends as one that skipped from the start does, and tells of it."""
+    step = Trainer.step
+
+    def diverges_at_17(self: Trainer, batch: Any, rate: float) -> Any:
+        if self.counters.step == 17 and 17 not in self.config.skip:
+            raise Diverged("as many do", 17, batch)
+        return step(self, batch, rate)
+
+    plain = train(run, tmp_path / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", diverges_at_17)
+        with pytest.raises(Diverged):
+            train(run, tmp_path / "parts", ema=0.9)
+        found = train(run, tmp_path / "parts", ema=0.9, skip=[3, 17, 99])
+    assert "train.skip=[3] comes too late" in capsys.readouterr().err
+    train(run, tmp_path / "whole", ema=0.9, skip=[17])
+    killed_at(run, tmp_path / "killed", 22, ema=0.9, skip=[17])
+    train(run, tmp_path / "killed", ema=0.9, skip=[17])
+    for other in ("parts", "killed"):
+        assert same(tmp_path / "whole", tmp_path / other) and curve(tmp_path / "whole") == curve(tmp_path / other)
+    assert found.counts["skipped"] == [17] and found.counts["step"] == 30
+    assert "skipped" not in plain.counts and not same(tmp_path / "plain", tmp_path / "whole")
+
+
+def test_a_skip_of_a_training_that_is_done_comes_too_late(run: Run, tmp_path: Path, capsys: Any) -> None:
+    done = train(run, tmp_path / "a", steps=4, skip=[1])
+    assert train(run, tmp_path / "a", steps=4, skip=[1, 2, 8]) == done
+    assert "train.skip=[2] comes too late: " in capsys.readouterr().err
+
+
+def test_steps_skipped_before_the_decay_are_not_in_what_is_left_of_it(run: Run, tmp_path: Path) -> None:
+    """A training that stopped within its decay, before a checkpoint, resumes before it with other steps to skip."""
+    settings = {"schedule": "wsd", "checkpoint_steps": 10, "optimizer": "adamw"}
+    killed_at(run, tmp_path / "a", 27, **settings)  # stable is of step 24, the checkpoint of 20
+    train(run, tmp_path / "a", **settings, skip=[22])
+    train(run, tmp_path / "b", **settings, skip=[22])
+    one, other = (checkpoint.check(tmp_path / name / "train" / "stable") for name in "ab")
+    assert one["skipped"] == other["skipped"] == [22] and one["counters"]["step"] == 24
+    assert one["files"]["__0_0.distcp"] == other["files"]["__0_0.distcp"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_weights_from_before_a_decay_are_never_those_of_a_later_step(run: Run, tmp_path: Path, damage: str) -> None:
+    settings = {"schedule": "wsd", "checkpoint_steps": 13, "optimizer": "adamw"}
+    folder = tmp_path / "a" / "train"
+    killed_at(run, tmp_path / "a", 28, **settings)
+    assert read_state(folder / "stable")["counters"]["step"] == 24
+    (last,) = checkpoint.found(folder)
+    if damage == "missing":
+        shutil.rmtree(folder / "stable")
+        told = rf"stable, the weights from before the decay, is missing, and .*{last.name} is from within it: remove"
+    else:
+        file = next((folder / "stable").glob("*.distcp"))
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+        told = "stable.* is damaged"
+    with pytest.raises(UserError, match=told):
+        train(run, tmp_path / "a", **settings)
+    shutil.rmtree(last)
+    train(run, tmp_path / "a", **settings)
+    assert checkpoint.check(folder / "stable")["counters"]["step"] == 24
+    train(run, tmp_path / "whole", **settings)
+    assert same(tmp_path / "whole", tmp_path / "a")
+
+
+def test_a_training_asks_once_for_the_weights_from_before_its_decay(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, there = [], checkpoint.there
+    monkeypatch.setattr(checkpoint, "there", lambda path: asked.append(path.name) or there(path))
+    train(run, tmp_path / "a", schedule="wsd", decay_share=0.9)
+    assert asked.count("stable") <= 1
+
+
+@pytest.mark.parametrize(("steps", "told"), [(3, True), (4, False)])
+def test_a_training_that_ends_within_its_warm_up_says_so(
+    run: Run, tmp_path: Path, capsys: Any, steps: int, told: bool
+) -> None:
+    train(run, tmp_path / "a", steps=steps, warmup_steps=4)
+    line = "the training ended within its warm-up (3 of 4 steps): the learning rate never reached train.lr"
+    assert (line in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_router_loss_that_the_model_asks_for_is_said_to_be_left_out(
+    small: dict[str, Any], tmp_path: Path, capsys: Any, asked: bool
+) -> None:
+    small["model"]["base"] |= {"model_type": "mixtral", "num_local_experts": 2, "output_router_logits": asked}
+    small["train"] |= {"steps": 1}
+    made = Run(resolve(small), tmp_path)
+    made.prepare()
+    made.synthesize()
+    made.train_warm_start()
+    assert ("the router's load-balancing loss" in capsys.readouterr().err) == asked
+
+
+def test_epochs_train_on_every_document_and_no_other_visit(run: Run, tmp_path: Path) -> None:
+    """Also where a batch is larger than an epoch; and interrupted in the last batches as without."""
+    counts = train(run, tmp_path / "a", steps=None, epochs=1, rows=64).counts
+    assert (counts["step"], counts["epoch"]) == (1, 1.0)
+    tokens = counts["tokens"]
+    counts = train(run, tmp_path / "whole", steps=None, epochs=3, checkpoint_steps=2).counts
+    assert counts["epoch"] == 3.0
+    killed_at(run, tmp_path / "parts", counts["step"] - 1, steps=None, epochs=3, checkpoint_steps=2)
+    assert (
+        train(run, tmp_path / "parts", steps=None, epochs=3, checkpoint_steps=2, workers=1).counts["tokens"]
+        == (counts["tokens"])
+    )
+    assert same(tmp_path / "whole", tmp_path / "parts") and 2 * tokens < counts["tokens"] < 4 * tokens
 
 
 def test_missing_input_is_named(run: Run, tmp_path: Path) -> None:
