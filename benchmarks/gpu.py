@@ -37,9 +37,9 @@ from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
-from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.losses import losses_by_blocks
 from latent_thoughts.stages.train.objective import Objective, logits_held
+from latent_thoughts.stages.train.trainer import Trainer
 from latent_thoughts.types import Chunk, ThoughtDocument
 
 VOCABULARY, LENGTH, DRAWN = 49156, 2048, 160

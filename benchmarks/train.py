@@ -55,8 +55,8 @@ from latent_thoughts.machine import keep_freed_memory
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import lean, loader
-from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective, logits_held
+from latent_thoughts.stages.train.trainer import Trainer
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument
 

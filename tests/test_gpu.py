@@ -37,9 +37,9 @@ from latent_thoughts.engines.vllm_engine import imported
 from latent_thoughts.optim import optimizers, orthogonalise
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import layers, lean, loader
-from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.losses import Behind, losses_by_blocks
 from latent_thoughts.stages.train.objective import Objective, logits_held
+from latent_thoughts.stages.train.trainer import Trainer
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.types import Chunk, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny

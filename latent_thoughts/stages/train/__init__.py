@@ -34,8 +34,9 @@ from latent_thoughts.places import bench, remote
 from latent_thoughts.progress import sent_to
 from latent_thoughts.provenance import model_card
 from latent_thoughts.stages.train import checkpoint, layers, lean
-from latent_thoughts.stages.train.loop import Trainer, loop, terminated
+from latent_thoughts.stages.train.loop import loop, terminated
 from latent_thoughts.stages.train.objective import Objective, logits_held
+from latent_thoughts.stages.train.trainer import Trainer
 from latent_thoughts.stages.train.whole import Whole
 from latent_thoughts.store import Stage, base_of, read_manifest, same_base, stage_key
 from latent_thoughts.types import Interrupted, Manifest, UserError

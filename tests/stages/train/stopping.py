@@ -12,7 +12,7 @@ from typing import Any
 
 from latent_thoughts import cli
 from latent_thoughts.stages.train import checkpoint
-from latent_thoughts.stages.train.loop import Trainer
+from latent_thoughts.stages.train.trainer import Trainer
 
 
 def stop_at(step: int) -> None:

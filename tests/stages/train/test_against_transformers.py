@@ -16,8 +16,8 @@ from latent_thoughts.data.packing import Batches, positions
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import loader
-from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.trainer import Trainer
 from latent_thoughts.types import Chunk, ThoughtDocument
 from tests.conftest import CONTROLS, tiny
 

@@ -19,9 +19,9 @@ from latent_thoughts.data.packing import Batches
 from latent_thoughts.optim import optimizers
 from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import layers, loader
-from latent_thoughts.stages.train.loop import Trainer
 from latent_thoughts.stages.train.losses import Behind, losses_by_blocks, soften
 from latent_thoughts.stages.train.objective import Objective
+from latent_thoughts.stages.train.trainer import Trainer
 from latent_thoughts.stages.train.whole import Whole, training_pass
 from latent_thoughts.types import Chunk, PackedRow, ThoughtDocument, UserError
 from tests.conftest import CONTROLS, VOCABULARY, tiny

@@ -30,7 +30,8 @@ from latent_thoughts.parallel import Ranks
 from latent_thoughts.stages.train import checkpoint, corpus, loader, set_up
 from latent_thoughts.stages.train.checkpoint import read_state
 from latent_thoughts.stages.train.figures import multiplied
-from latent_thoughts.stages.train.loop import Diverged, Trainer, learning_rate
+from latent_thoughts.stages.train.loop import learning_rate
+from latent_thoughts.stages.train.trainer import Diverged, Trainer
 from latent_thoughts.store import Stage, read_manifest
 from latent_thoughts.types import Chunk, Interrupted, ThoughtDocument, UserError
 from tests.conftest import tiny
