@@ -91,6 +91,12 @@ def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
     )
 
 
+def settle_recipes(folder: Path) -> None:
+    """Once stages have been made with RUN/recipe.yaml all together, none has a recipe of its own any more."""
+    for made in {path.parent for pattern in STAGES for path in folder.glob(f"{pattern}/manifest.json")}:
+        own_recipe(folder, made).unlink(missing_ok=True)
+
+
 def _check_prepared(recipe: Recipe, folder: Path) -> None:
     own = folder / "recipe.prepare.yaml"
     differing = _differing(own if own.exists() else folder / "recipe.yaml", recipe)

@@ -18,6 +18,7 @@ import yaml
 from latent_thoughts.config import resolve
 from latent_thoughts.data import pieces, records
 from latent_thoughts.em import Loop, Run, _more_samples, em
+from latent_thoughts.provenance import record_recipe, save_recipe
 from latent_thoughts.stages.prepare import initialise
 from latent_thoughts.stages.sample import corpus_shards
 from latent_thoughts.store import read_manifest
@@ -359,6 +360,19 @@ def test_a_variants_raw_model_leaves_the_runs_own_in_place(tmp_path: Path, small
     own = [path.relative_to(tmp_path) for path in tmp_path.glob("**/baselines/raw/train/manifest.json")]
     assert sorted(map(str, own)) == [f"{home}baselines/raw/train/manifest.json" for home in ("", "variants/hot/")]
     assert not list(tmp_path.glob("baselines/raw/train.*"))
+
+
+def test_a_whole_run_leaves_no_recipe_of_a_single_stage(tmp_path: Path, small: dict[str, Any]) -> None:
+    """What a stage command was given once would else be taken for what documents and thoughts were made with."""
+    small["em"] |= {"iterations": 0, "baselines": []}
+    small["train"]["steps"] = 3
+    other = resolve(small, ["data.limit=70", "chunking.max_tokens=300"])
+    for stage in ("prepare", "iter_00.synthesize"):
+        save_recipe(other, tmp_path, f"recipe.{stage}.yaml")
+    recipe = resolve(small)
+    em(recipe, tmp_path)
+    assert [path.name for path in tmp_path.glob("recipe*")] == ["recipe.yaml"]
+    assert not record_recipe(recipe, tmp_path, tmp_path / "iter_01" / "sample")
 
 
 def test_no_m_step_is_beyond_the_iterations(tmp_path: Path, small: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from latent_thoughts.em.baselines import BASELINES
 from latent_thoughts.em.check import check
 from latent_thoughts.em.loop import Loop, NoThoughts, Row, row, with_preset
 from latent_thoughts.em.run import PARAPHRASES, Run
-from latent_thoughts.provenance import provenance, save_recipe
+from latent_thoughts.provenance import own_recipe, provenance, save_recipe, settle_recipes
 from latent_thoughts.stages.synthesize.asking import Approve
 from latent_thoughts.store import write_json
 from latent_thoughts.types import UserError
@@ -50,6 +50,7 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
     save_recipe(recipe, folder)
     run = Run(recipe, folder, approve)
     run.prepare()
+    own_recipe(folder, run.prepared).unlink(missing_ok=True)  # of a single command's, which the documents were of
     check(run)
     run.synthesize()
     rows = [row(run, "warm_start", 0, 0, run.train_warm_start(), run.evaluate(run.warm_start))]
@@ -66,6 +67,7 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
     rows.sort(key=lambda r: (METHODS.index(r["method"]), r.get("variant", ""), r["samples"], r["iteration"]))
     told = {**provenance(recipe), "seeds": [recipe.seed], **({"ended": ended} if ended else {})}
     write_json(folder / "results.json", {"run": told, "rows": rows})
+    settle_recipes(folder)
     return rows
 
 

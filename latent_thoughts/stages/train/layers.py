@@ -22,7 +22,7 @@ def blocks(model: Any) -> list[Any]:
     """
     kinds = set(model._no_split_modules or ())
     ends = model.get_input_embeddings(), model.get_output_embeddings()
-    embeddings = {parameter for layer in ends for parameter in layer.parameters()}
+    embeddings = {parameter for layer in ends if layer is not None for parameter in layer.parameters()}
     found, within = list[Any](), set[Any]()
     for module in model.modules():  # a module comes before those in it
         if type(module).__name__ in kinds and module not in within and embeddings.isdisjoint(module.parameters()):
@@ -60,8 +60,8 @@ def add_dropout(model: Any, share: float) -> None:
     """
     named = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in ADDING}
     # GPT-Neo's attention is one within another
-    blocks = [module for name, module in named.items() if name.rpartition(".")[0] not in named]
-    if not blocks:
+    adding = [module for name, module in named.items() if name.rpartition(".")[0] not in named]
+    if not adding:
         raise UserError("train.dropout: this model has no blocks named " + ", ".join(ADDING))
 
     def hook(module: nn.Module, _: Any, output: Any) -> Any:
@@ -69,5 +69,5 @@ def add_dropout(model: Any, share: float) -> None:
             return type(output)((nn.functional.dropout(output[0], share, module.training), *output[1:]))
         return nn.functional.dropout(output, share, module.training)
 
-    for module in [model.get_input_embeddings(), *blocks]:
+    for module in [model.get_input_embeddings(), *adding]:
         module.register_forward_hook(hook)
