@@ -82,16 +82,18 @@ def named(name: str) -> Experiment:
     return parse(Experiment, values if isinstance(values, dict) else {}, str(path))
 
 
-def experiment(name: str, size: Size, numbers: list[int], out: Path, overrides: list[str]) -> None:
+def experiment(
+    name: str, size: Size, numbers: list[int], out: Path, overrides: list[str], at_once: int | None = None
+) -> None:
     """Runs all cells for every seed; ends with tables, figures, OUT/report.html and OUT/verdict.json. Resumes."""
     found = named(name)
     recipe = found.recipe(size, overrides)
     with run_lock(out):
-        seeds.run(recipe, out, numbers)
+        seeds.run(recipe, out, numbers, at_once)
         cells = found.cells.get(size, {})
         equal = budget(found.equal_tokens, load(out)) if cells and found.equal_tokens else []
         for cell in cells:
-            seeds.run(found.recipe(size, [*overrides, *equal], cell), out / "cells" / cell, numbers)
+            seeds.run(found.recipe(size, [*overrides, *equal], cell), out / "cells" / cell, numbers, at_once)
         _join(out, list(cells))
         write_json(out / "verdict.json", {"claims": verdict(found.claims, load(out))})
         report(out)

@@ -30,8 +30,9 @@ def recipe_path(name: str) -> Path:
     raise UserError(f"recipe {name} did not come with this installation")
 
 
-def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
-    """A run for every seed, as many at a time as there are GPUs, or else cores, and OUT/results.json. Resumes.
+def run(recipe: Recipe, out: Path, seeds: list[int], at_once: int | None = None) -> None:
+    """A run for every seed, `at_once` at a time, by default as many as there are GPUs, or else cores, and
+    OUT/results.json. Resumes.
 
     Raises UserError where one is killed.
     """
@@ -39,10 +40,12 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> None:
 
     if not seeds:
         raise UserError("--seeds is empty: name at least one seed")
+    if at_once is not None and at_once < 1:
+        raise UserError(f"--at-once must be 1 or more, not {at_once}")
     provenance.save_recipe(recipe, out)
     context = multiprocessing.get_context("spawn")
     events, names = context.Queue(), [] if recipe.model.device == "cpu" else gpus()
-    workers = min(len(seeds), cores(), len(names) or len(seeds))
+    workers = min(len(seeds), at_once or min(cores(), len(names) or len(seeds)))
     start = (events, context.Value("i", 0), workers, names)
     with ProcessPoolExecutor(workers, context, _start, start) as pool:
         try:

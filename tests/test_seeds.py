@@ -27,6 +27,14 @@ def noted(values: dict[str, Any], folder: Path, seed: int) -> None:
     write_json(folder / "results.json", {"run": {}, "rows": [row]})
 
 
+def waiting(values: dict[str, Any], folder: Path, seed: int) -> None:
+    """As `noted`, when three of them have begun."""
+    noted(values, folder, seed)
+    deadline = time.monotonic() + 60
+    while len(list(folder.parent.glob("seed_*/results.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def killed(values: dict[str, Any], folder: Path, seed: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -50,6 +58,18 @@ def test_every_seed_has_gpus_of_its_own(
     rows = seeds.read_json(tmp_path / "results.json")["rows"]
     assert len(rows) == len(NAMES) and {row["gpus"] for row in rows} <= shares
     assert len({row["process"] for row in rows}) <= min(2, count or 2)
+
+
+def test_as_many_seeds_at_once_as_asked_for_share_a_gpu(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(seeds, "_run_seed", waiting)
+    seeds.run(recipe, tmp_path, NAMES[:3], at_once=3)
+    rows = seeds.read_json(tmp_path / "results.json")["rows"]
+    assert {row["gpus"] for row in rows} == {"0"} and len({row["process"] for row in rows}) == 3
+    with pytest.raises(UserError, match="--at-once must be 1 or more, not 0"):
+        seeds.run(recipe, tmp_path, NAMES, at_once=0)
 
 
 def test_a_killed_seed_is_one_line(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

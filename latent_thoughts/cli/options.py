@@ -31,5 +31,12 @@ Out = Annotated[
 RecipePath = Annotated[Place, Parameter(help="A YAML recipe (see recipes/).")]
 Overrides = Annotated[list[str] | None, Parameter(help="Settings that replace the recipe's: train.lr=3e-4 ...")]
 Limit = Annotated[int | None, Parameter(help="Read at most so many documents (data.limit).")]
+AtOnce = Annotated[
+    int | None,
+    Parameter(
+        name="--at-once",
+        help="Seeds side by side; default: as many as there are GPUs, or else cores. Small models may share a GPU.",
+    ),
+]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], help="Ask the teacher without a question before.")]
 Iteration = Annotated[int, Parameter(name="--iteration", help="EM iteration; 0 is the warm start.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from latent_thoughts.cli.options import Limit, Out, Overrides, Place, RecipePath, Yes
+from latent_thoughts.cli.options import AtOnce, Limit, Out, Overrides, Place, RecipePath, Yes
 from latent_thoughts.cli.stages import held, run_of
 from latent_thoughts.types import UserError
 
@@ -15,9 +15,8 @@ from latent_thoughts.types import UserError
 def demo(
     *,
     out: Out = Path("runs/demo"),
-    seeds: Annotated[
-        str, Parameter(help="Comma-separated seeds; as many as there are cores (or GPUs) run side by side.")
-    ] = "0,1",
+    seeds: Annotated[str, Parameter(help="Comma-separated.")] = "0,1",
+    at_once: AtOnce = None,
     samples: Annotated[str, Parameter(help="Further numbers of draws K, for both presets: 1,4,16")] = "",
     recipe: Annotated[str, Parameter(help="castle, hindsight or stories: a recipe of a built-in world.")] = "castle",
     set_: Annotated[list[str] | None, Parameter(name="--set", help="Overrides of the recipe.")] = None,
@@ -25,7 +24,7 @@ def demo(
     """Bootstrap a small model on a built-in world and compare it with every baseline."""
     from latent_thoughts.demo import demo as run
 
-    run(out, _integers(seeds, "--seeds"), _integers(samples, "--samples"), set_ or [], recipe)
+    run(out, _integers(seeds, "--seeds"), _integers(samples, "--samples"), set_ or [], recipe, at_once)
 
 
 def experiment(
@@ -37,6 +36,7 @@ def experiment(
         Parameter(help="tiny: the castle, on a laptop; small: SmolLM2-135M on GSM8K; paper: planned, not run."),
     ] = "tiny",
     seeds: Annotated[str, Parameter(help="Comma-separated; a verdict needs two at least.")] = "0,1,2",
+    at_once: AtOnce = None,
     out: Annotated[Place | None, Parameter(name=["--out", "-o"], help="The run folder; paper needs none.")] = None,
     limit: Limit = None,
 ) -> None:
@@ -52,7 +52,7 @@ def experiment(
         return
     if out is None:
         raise UserError(f"--out is missing: name a folder for the runs of size {size}")
-    experiments.experiment(name, size, numbers, out, changes)
+    experiments.experiment(name, size, numbers, out, changes, at_once)
 
 
 def em(recipe: RecipePath, overrides: Overrides = None, *, out: Out, limit: Limit = None, yes: Yes = False) -> None:

@@ -26,8 +26,8 @@ class Sample(Section):
     last_k: Positive | None = None  # at the last iteration, if another number
     posterior_share: Share = 0.5  # of the proposal; the rest are draws from the prior
     temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (2.0, 1.0)
-    accept: Literal["gain", "all"] = "gain"
-    margin: float = 0.0  # nats a chosen thought must gain
+    accept: Literal["gain", "weight", "all"] = "gain"  # what must exceed log p(x | c): log p(x | c, z), or log w
+    margin: float = 0.0  # nats by which a chosen thought must
     choose: Literal["resample", "best", "uniform"] = "resample"
     keep: Positive = 1  # thoughts chosen a chunk, all different; training takes them in turn, one a visit
     rejected: Literal["skip", "raw"] = "skip"  # a document with a chunk of which no thought is kept

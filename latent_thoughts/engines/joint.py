@@ -182,8 +182,9 @@ class Step:
         gains = log_x - raw_logprob
         thoughts, rng = [d.ids for _, d in drawn], self.seeds.rng(task.chunk, "choice")
         kept = weights.choose(log_weights, thoughts, config.choose, rng, config.keep)
-        if config.accept == "gain":
-            kept = [n for n in kept if gains[n] > config.margin]
+        if config.accept != "all":
+            worth = gains if config.accept == "gain" else log_weights - raw_logprob
+            kept = [n for n in kept if worth[n] > config.margin]
         draws = tuple(
             ScoredDraw(d, proposal, s.log_posterior, s.log_prior, s.log_x, float(q))
             for (proposal, d), s, q in zip(drawn, scores, log_q, strict=True)

@@ -150,6 +150,16 @@ def test_acceptance_by_gain(engine: ToyEngine) -> None:
         assert weigh_all(engine, settings, 1.0).chosen == expected
 
 
+def test_acceptance_by_weight(engine: ToyEngine) -> None:
+    """A thought's own cost counts: what a draw's weight has over log p(x | c), not what x alone gains by it."""
+    found = weigh_all(engine, config(accept="all", choose="best"), 1.0)
+    worth = found.log_weights[found.chosen] - found.raw_logprob
+    assert found.chosen >= 0 and worth != pytest.approx(found.gains[found.chosen])
+    for margin, expected in ((worth - 1e-6, found.chosen), (worth, -1)):
+        settings = config(accept="weight", choose="best", margin=margin)
+        assert weigh_all(engine, settings, 1.0).chosen == expected
+
+
 def test_results_do_not_depend_on_the_batch(engine: ToyEngine) -> None:
     tasks = [replace(TASK, chunk=replace(TASK.chunk, doc_id=str(n))) for n in range(6)]
     settings = config()
