@@ -225,9 +225,11 @@ def _logprobs(logits_NV: torch.Tensor, tokens_N: torch.Tensor, temperature: floa
 
 
 def _table(logits_NV: torch.Tensor, tokens_N: torch.Tensor, temperatures: Sequence[float]) -> np.ndarray:
-    """Log-probabilities, (temperatures, N), a block of rows at a time."""
-    blocks = [torch.zeros(len(temperatures), 0, dtype=torch.float64)]
-    for rows, tokens in zip(logits_NV.split(128), tokens_N.split(128), strict=True):
+    """Log-probabilities, (temperatures, N), a block of rows at a time: what a CPU's caches like, and more on a GPU,
+    which is waited for once."""
+    size, device = 128 if logits_NV.device.type == "cpu" else 2048, logits_NV.device
+    blocks = [torch.zeros(len(temperatures), 0, dtype=torch.float64, device=device)]
+    for rows, tokens in zip(logits_NV.split(size), tokens_N.split(size), strict=True):
         rows = rows.float()
-        blocks.append(torch.stack([_logprobs(rows, tokens, t) for t in temperatures]).cpu())
-    return torch.cat(blocks, 1).numpy()
+        blocks.append(torch.stack([_logprobs(rows, tokens, t) for t in temperatures]))
+    return torch.cat(blocks, 1).cpu().numpy()

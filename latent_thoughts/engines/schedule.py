@@ -56,6 +56,8 @@ class Schedule:
                 yield work
 
     def _admit(self) -> None:
+        if not self.todo:
+            return
         stems = {w.job.stem for w in self.active}
         held = sum(w.held() for w in self.active) + sum(map(len, stems))
         busy = sum(w.drawing for w in self.active)
