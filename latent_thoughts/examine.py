@@ -9,8 +9,9 @@ FOLDER/model-HASH                                  a model by name or file, as a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from latent_thoughts.places import place, version
 from latent_thoughts.provenance import provenance
 from latent_thoughts.stages import train as training
 from latent_thoughts.stages.evaluate import asking, fine_tuning
+from latent_thoughts.stages.train.trainer import Diverged
 from latent_thoughts.store import read_json, write_json
 from latent_thoughts.transfer import complete
 from latent_thoughts.types import UserError
@@ -51,11 +53,22 @@ def fine_tune(
     seeds, asked = [recipe.seed + n for n in range(config.seeds)], []
     for seed in seeds:
         where = folder / f"seed_{seed}"
-        executors.together(recipe, training.train, settings, recipe.model, model, [source], where / "train", seed)
+        with _named("evaluate.fine_tune.train"):
+            executors.together(recipe, training.train, settings, recipe.model, model, [source], where / "train", seed)
         asked.append(where / "tasks" / asking.name_of(benchmark))
         one, seen = benchmark.model_copy(update={"seed": seed}), {**(trained_on or {}), "fine_tune": source}
         executors.calls(recipe, asking.ask_task, [(recipe, one, where / "train", asked[-1], seen)])
     return [asking.joined(benchmark, asked, seeds, folder)]
+
+
+@contextlib.contextmanager
+def _named(section: str) -> Iterator[None]:
+    """A training that diverges names settings of `train`, which are here those of another section."""
+    try:
+        yield
+    except Diverged as error:
+        error.args = (str(error).replace("train.", f"{section}."),)
+        raise
 
 
 def evaluate_model(recipe: Recipe, model: str, folder: Path) -> list[Results]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from latent_thoughts import __version__
-from latent_thoughts.config import Dumper, Model, Recipe, Train, load_recipe
+from latent_thoughts.config import UNREAD, Dumper, Model, Recipe, Train, load_recipe
 from latent_thoughts.places import relative
 from latent_thoughts.store import atomic
 from latent_thoughts.types import UserError
@@ -50,10 +50,15 @@ MADE_WITH = {
     "synthesize": ("synthesize",),
     "train": ("train", "em.mix", "em.regime", "em.warm_start", "em.raw"),
     "sample": ("sample", "em.iterations", "em.regime", "engine.kind", "engine.scorer"),
-    "evaluate": ("sample", "evaluate"),
+    "evaluate": (
+        *("evaluate", "sample.max_thought_tokens", "sample.context_chunks", "sample.max_tokens"),
+        *("engine.kind", "engine.scorer"),
+    ),
 }
+# What no result depends on.
+NO_RESULTS = {*(f"train.{name}" for name in UNREAD), "model.device", "model.attention", "model.allow_pickle"}
 # What no later stage may have otherwise: it would show settings that its documents and its base were not made with.
-PREPARED = ("data", "chunking", "contamination", "model.base", "model.tokenizer")
+PREPARED = ("data", "chunking", "contamination", "model.base", "model.tokenizer", "model.new_tokens")
 STAGES = (
     "prepare",
     "iter_*/*",
@@ -80,6 +85,7 @@ def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
         _check_prepared(recipe, folder)
     settled = [name for stage in finished - {made} for name in MADE_WITH.get(stage.name, ())]
     differing = [name for name in _differing(folder / "recipe.yaml", recipe) if _among(name, settled)]
+    differing = [name for name in differing if name not in NO_RESULTS]
     if not differing:
         save_recipe(recipe, folder)
         own.unlink(missing_ok=True)
@@ -91,20 +97,23 @@ def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
     )
 
 
-def settle_recipes(folder: Path) -> None:
-    """Once stages have been made with RUN/recipe.yaml all together, none has a recipe of its own any more."""
+def settle_recipes(folder: Path, went_through: Callable[[Path], bool]) -> None:
+    """Once stages have been made with RUN/recipe.yaml all together, none of them has a recipe of its own any more."""
     for made in {path.parent for pattern in STAGES for path in folder.glob(f"{pattern}/manifest.json")}:
-        own_recipe(folder, made).unlink(missing_ok=True)
+        if went_through(made):
+            own_recipe(folder, made).unlink(missing_ok=True)
 
 
 def _check_prepared(recipe: Recipe, folder: Path) -> None:
-    own = folder / "recipe.prepare.yaml"
-    differing = _differing(own if own.exists() else folder / "recipe.yaml", recipe)
+    """Raises UserError for another recipe than that beside the documents (of an older run: than the run's own)."""
+    known = [folder / "prepare" / "recipe.yaml", folder / "recipe.prepare.yaml", folder / "recipe.yaml"]
+    own = next((path for path in known if path.exists()), known[-1])
+    differing = _differing(own, recipe)
     # some documents may be prepared for a trial; of another version's recipe nothing can be told
     if wrong := [name for name in differing if "." in name and _among(name, PREPARED) and name != "data.limit"]:
         raise UserError(
             f"{folder} was prepared with other settings ({', '.join(wrong)}): run latent-thoughts prepare with this "
-            f"recipe first, or give {folder / 'recipe.yaml'}"
+            f"recipe first, or give {own}"
         )
 
 

@@ -348,6 +348,10 @@ def test_settings_that_contradict_each_other_are_refused(overrides: list[str], s
     assert said in refusal({}, *overrides)
 
 
+def test_vllm_may_score_where_nothing_tempered_is_drawn() -> None:
+    resolve({}, ["engine.kind=vllm", "engine.scorer=vllm", "em.iterations=0"])
+
+
 def test_a_preset_that_is_named_sets_its_values_anew() -> None:
     """A resolved recipe, as a run leaves it, names every value."""
     whole = resolve({}).model_dump()

@@ -17,7 +17,7 @@ import yaml
 
 from latent_thoughts.config import resolve
 from latent_thoughts.data import pieces, records
-from latent_thoughts.em import Loop, Run, _more_samples, em
+from latent_thoughts.em import Loop, Run, _more_samples, _went_through, em
 from latent_thoughts.provenance import record_recipe, save_recipe
 from latent_thoughts.stages.prepare import initialise
 from latent_thoughts.stages.sample import corpus_shards
@@ -145,6 +145,32 @@ def test_a_changed_setting_recomputes_what_depends_on_it(tmp_path: Path, small: 
 
 
 @pytest.mark.parametrize("steps", [10, 4], ids=["", "its rate has no time to fall"])
+@pytest.mark.parametrize(
+    ("made", "so"),
+    [
+        ("prepare", True), ("iter_02/train", True), ("iter_03/sample", False),
+        ("baselines/oracle/train", True), ("baselines/wrap_cot/synthesize", False),
+        ("samples/em_8/iter_01/train", True), ("samples/em_9/iter_01/train", False),
+        ("variants/a/iter_01/train", True), ("variants/b/iter_01/train", False),
+    ],
+)  # fmt: skip
+def test_em_settles_the_recipes_of_what_it_went_through(made: str, so: bool) -> None:
+    settings = {"iterations": 2, "baselines": ["oracle"], "samples": [8], "variants": {"a": {}}}
+    assert _went_through(resolve({"em": settings}), made) == so
+
+
+def test_what_failed_before_it_prepared_is_not_taken_for_what_did(tmp_path: Path, small: dict[str, Any]) -> None:
+    """The recipe of a command that came to nothing has nothing to do with the documents that are there."""
+    run = Run(resolve(small), tmp_path)
+    record_recipe(run.recipe, tmp_path, run.prepared)
+    run.prepare()
+    with pytest.raises(UserError, match="does not exist"):
+        em(resolve(small, ["contamination.sets={x: /nowhere.jsonl}"]), tmp_path)
+    record_recipe(run.recipe, tmp_path, run.warm_start / "synthesize")
+    with pytest.raises(UserError, match="prepared with other settings"):
+        record_recipe(resolve(small, ["data.world.known_share=0.5"]), tmp_path, run.warm_start / "train")
+
+
 def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dict[str, Any], steps: int) -> None:
     small["em"] = {"iterations": 2, "baselines": [], "regime": "continual", "mix": {"raw": 0.5}}
     small["train"] |= {"steps": steps, "warmup_steps": 2, "log_steps": 1}

@@ -73,9 +73,20 @@ def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_pat
     for wrong in ({"data": {"text": "{body}"}}, {"model": {"base": "other"}}, {"chunking": {"max": 9}}):
         with pytest.raises(UserError, match=r"was prepared with other settings \((data|model|chunking)\.\w+\)"):
             record("iter_00/train", train={"lr": 0.2}, **wrong)
-    (tmp_path / "recipe.prepare.yaml").write_text("data: {text: '{body}'}")  # prepared anew since
+    (tmp_path / "prepare" / "recipe.yaml").write_text("data: {text: '{body}'}")  # prepared anew since
     record("iter_00/train", train={"lr": 0.2}, data={"text": "{body}"})
-    (tmp_path / "recipe.prepare.yaml").unlink()
+    with pytest.raises(UserError, match=r"or give .*prepare/recipe.yaml"):
+        record("iter_00/train", train={"lr": 0.2})
+    (tmp_path / "prepare" / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"other settings \(model.new_tokens\)"):
+        record("iter_00/train", train={"lr": 0.2}, model={"new_tokens": "mean"})
+    free = {"train": {"lr": 0.2, "skip": [3], "micro_rows": 1}, "model": {"device": "cpu"}}  # no result depends on it
+    assert not record("iter_01/sample", **free)
+    finished("iter_00/evaluate")
+    assert not record("iter_01/sample", **free, sample={"k": 8})  # by which nothing finished was made
+    told = record("iter_01/sample", **free, engine={"kind": "vllm"}, sample={"context_chunks": 1})
+    assert "(engine.kind, sample.context_chunks)" in told
+    (tmp_path / "iter_00/evaluate/manifest.json").unlink()
     assert not record("iter_01/train", train={"lr": 0.2}, evaluate={"documents": 9})
     assert not (tmp_path / "recipe.iter_01.train.yaml").exists()
     (tmp_path / "recipe.yaml").write_text("train: {no: 1}")  # perhaps another version's

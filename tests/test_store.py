@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,6 +122,7 @@ def test_the_key_depends_on_stage_config_inputs_and_format(monkeypatch: pytest.M
             stage_key("train", {"lr": 2.0}, {"base": manifest("k")}),
             stage_key("train", {"lr": 1.0}, {"base": manifest("l")}),
             stage_key("train", {"lr": 1.0}, {"other": manifest("k")}),
+            stage_key("train", {"lr": 1.0}, {"base": replace(manifest("k"), counts={"skipped": [3]})}),
             stage_key("train", {"lr": 1.0}),
         ]
 

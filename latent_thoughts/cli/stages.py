@@ -63,7 +63,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, *, out: Out, iteratio
     with run_lock(out) if main else contextlib.nullcontext():
         run = run_of(recipe, out, overrides)
         loop = _loop(run)
-        folder = loop.iteration(iteration) / "train"
+        folder = loop.m_step(iteration)
         if main:
             _record(run, folder)
         manifest = run.train_warm_start() if iteration == 0 else loop.train(iteration)

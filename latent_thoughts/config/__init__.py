@@ -33,6 +33,7 @@ from latent_thoughts.config.sample import PRESETS as PRESETS
 from latent_thoughts.config.sample import Sample
 from latent_thoughts.config.synthesize import Contamination, Synthesize
 from latent_thoughts.config.train import BUDGETS as BUDGETS
+from latent_thoughts.config.train import UNREAD as UNREAD
 from latent_thoughts.config.train import Train
 from latent_thoughts.places import holds_keys
 from latent_thoughts.types import UserError
@@ -130,7 +131,8 @@ class Recipe(Section):
                 f"em.samples: a run with {self.sample.k} draws throughout cannot be told from the run's own, which "
                 f"begins with as many (sample.last_k): leave {self.sample.k} out"
             )
-        temperatures = {*self.sample.temperature, self.evaluate.bound_temperature}
+        tempered = self.sample.temperature if self.em.iterations else ()
+        temperatures = {*tempered, self.evaluate.bound_temperature}
         if self.engine.kind == self.engine.scorer == "vllm" and temperatures != {1.0}:
             raise ValueError(
                 "engine.scorer: vLLM cannot score tempered draws: set it to torch, or sample.temperature to [1, 1] and "

@@ -10,6 +10,11 @@ from latent_thoughts.config.base import Positive, Section, Seed, Share, Weight
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 BUDGETS = ("steps", "tokens", "raw_tokens", "epochs")
+# What the trained weights do not depend on; by skip a training that diverged goes on, and its counts tell of it.
+UNREAD = frozenset(
+    {"checkpoint_steps", "log_steps", "micro_rows", "workers", "keep", "shard", "tracker", "logits", "spike"}
+    | {"checkpoint_activations", "skip"}
+)
 
 
 class Train(Section):

@@ -208,10 +208,11 @@ def _no_rows(path: Path, settable: bool) -> None:
     """Raises UserError for what would be read as a text and looks like JSONL."""
     try:
         with unpacked(path, opened(path)) as file:
-            value = json.loads(file.readline()) if file.peek(1)[:1] == b"{" else None
+            lines = file if file.peek(1)[:1] == b"{" else ()
+            first = [json.loads(line) for line in islice(filter(bytes.strip, lines), 2)]
     except (ValueError, RecursionError, OSError):
         return
-    if isinstance(value, dict):
+    if first and all(isinstance(value, dict) for value in first):
         how = "set data.format, to jsonl or to text" if settable else "give it a name that ends in .jsonl"
         raise UserError(f"{path}: its first line is a JSON object, as in JSONL: {how}")
 

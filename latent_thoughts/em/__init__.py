@@ -24,6 +24,7 @@ from latent_thoughts.em.baselines import BASELINES
 from latent_thoughts.em.check import check
 from latent_thoughts.em.loop import Loop, NoThoughts, Row, row, with_preset
 from latent_thoughts.em.run import PARAPHRASES, Run
+from latent_thoughts.places import relative
 from latent_thoughts.provenance import own_recipe, provenance, save_recipe, settle_recipes
 from latent_thoughts.stages.synthesize.asking import Approve
 from latent_thoughts.store import write_json
@@ -67,8 +68,18 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
     rows.sort(key=lambda r: (METHODS.index(r["method"]), r.get("variant", ""), r["samples"], r["iteration"]))
     told = {**provenance(recipe), "seeds": [recipe.seed], **({"ended": ended} if ended else {})}
     write_json(folder / "results.json", {"run": told, "rows": rows})
-    settle_recipes(folder)
+    settle_recipes(folder, lambda made: _went_through(recipe, relative(made, folder)))
     return rows
+
+
+def _went_through(recipe: Recipe, made: str) -> bool:
+    """Whether the whole run makes a stage; others may lie there, of single commands or other settings."""
+    kind, name = made.split("/")[:2]
+    if kind.startswith("iter_"):
+        return int(kind[5:]) <= recipe.em.iterations
+    samples = {f"{method}_{k}" for method in ("em", "em_paper") for k in recipe.em.samples}
+    there = {"baselines": {"raw", *recipe.em.baselines}, "samples": samples, "variants": recipe.em.variants}
+    return name in there.get(kind, {name})
 
 
 def _more_samples(run: Run) -> Iterator[Iterator[Row]]:

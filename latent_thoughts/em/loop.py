@@ -48,6 +48,11 @@ class Loop:
         self._check(number)
         return self.iteration(number) / "sample"
 
+    def m_step(self, number: int) -> Path:
+        """Raises UserError for an M-step that the recipe does not have."""
+        self._check(number)
+        return self.iteration(number) / "train"
+
     def _check(self, number: int) -> None:
         if number > (last := self.run.recipe.em.iterations):
             raise UserError(
@@ -97,8 +102,7 @@ class Loop:
 
     def train(self, number: int) -> Manifest:
         """M-step of iteration `number`: from the initial checkpoint, or on from the last model (continual regime)."""
-        self._check(number)
-        folder = self.iteration(number)
+        folder = self.m_step(number).parent
         mix, run = self.run.recipe.em.mix, self.run
         sources = [
             Source(run.warm_start / "synthesize", "warm_start", mix.warm_start),

@@ -98,8 +98,9 @@ def test_rows_in_a_file_whose_name_does_not_tell_so_are_no_text(tmp_path: Path, 
         read(path, malformed="skip")
     assert texts(path, format="jsonl") == TEXTS
     assert texts(path, format="text") == [path.read_text(encoding="utf-8")]
-    path.write_text("{x} is a set.\n")
-    assert texts(path) == ["{x} is a set.\n"]
+    for text in ("{x} is a set.\n", "{}\nis an object.\n"):
+        path.write_text(text)
+        assert texts(path) == [text]
 
 
 def test_a_folder_of_many_files_is_listed_quickly(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from latent_thoughts import model as models
 from latent_thoughts import parallel, transfer
-from latent_thoughts.config import Model, Train
+from latent_thoughts.config import UNREAD, Model, Train
 from latent_thoughts.data import corpus
 from latent_thoughts.data.corpus import Corpus, Source
 from latent_thoughts.data.packing import Batches
@@ -98,8 +98,6 @@ def train(
             counts = _export(trainer, model_config, base, folder)
             if ranks.main:
                 Stage(folder, "train", key).close([], counts, model="model", base=base_of(inputs["base"]))
-        else:
-            _tell_of_skipped(config, folder, ranks, read_manifest(folder).counts)
         if ranks.main:  # what only an unfinished stage needs
             for path in folder.glob("*.arrow"):
                 path.unlink()
@@ -147,13 +145,8 @@ def _tell_of_router(model: Any, ranks: Ranks) -> None:
 
 def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
     """What of the settings the result depends on."""
-    unread = {"checkpoint_steps", "log_steps", "micro_rows", "workers", "keep", "shard", "tracker", "logits", "spike"}
-    unread |= {"checkpoint_activations"}
-    unread |= {"skip"}  # a training that diverged goes on with it; the manifest's counts tell what was skipped
-    if config.export == "last":
-        unread |= {"held_out"}
-    else:  # the checkpoints are what is chosen from
-        unread -= {"checkpoint_steps"}
+    # with export: best the checkpoints are what is chosen from
+    unread = {*UNREAD, "held_out"} if config.export == "last" else UNREAD - {"checkpoint_steps"}
     slices = [source.slice for source in sources if source.slice != (0, 1)]
     return [config.model_dump(exclude=unread), [source.weight for source in sources], *([slices] if slices else [])]
 

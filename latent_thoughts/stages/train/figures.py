@@ -37,6 +37,8 @@ class Counters:
     def progress(self, budget: tuple[str, float]) -> float:
         """Share of the budget that is spent."""
         unit, amount = budget
+        if unit == "epochs":  # counted to nine digits: a third of one would never be through
+            amount = round(amount, 9)
         spent = {"steps": self.step, "tokens": self.tokens, "raw_tokens": self.raw_tokens, "epochs": self.epoch}
         return spent[unit] / amount
 
