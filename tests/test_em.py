@@ -144,7 +144,6 @@ def test_a_changed_setting_recomputes_what_depends_on_it(tmp_path: Path, small: 
         assert (tmp_path / f"{name}.{keys[name][:12]}" / "manifest.json").exists()  # set aside, not lost
 
 
-@pytest.mark.parametrize("steps", [10, 4], ids=["", "its rate has no time to fall"])
 @pytest.mark.parametrize(
     ("made", "so"),
     [
@@ -171,6 +170,7 @@ def test_what_failed_before_it_prepared_is_not_taken_for_what_did(tmp_path: Path
         record_recipe(resolve(small, ["data.world.known_share=0.5"]), tmp_path, run.warm_start / "train")
 
 
+@pytest.mark.parametrize("steps", [10, 4], ids=["", "its rate has no time to fall"])
 def test_continual_regime_goes_on_from_the_last_model(tmp_path: Path, small: dict[str, Any], steps: int) -> None:
     small["em"] = {"iterations": 2, "baselines": [], "regime": "continual", "mix": {"raw": 0.5}}
     small["train"] |= {"steps": steps, "warmup_steps": 2, "log_steps": 1}

@@ -74,12 +74,12 @@ def em(recipe: Recipe, folder: Path, approve: Approve | None = None) -> list[Row
 
 def _went_through(recipe: Recipe, made: str) -> bool:
     """Whether the whole run makes a stage; others may lie there, of single commands or other settings."""
-    kind, name = made.split("/")[:2]
+    kind, _, within = made.partition("/")
     if kind.startswith("iter_"):
         return int(kind[5:]) <= recipe.em.iterations
     samples = {f"{method}_{k}" for method in ("em", "em_paper") for k in recipe.em.samples}
     there = {"baselines": {"raw", *recipe.em.baselines}, "samples": samples, "variants": recipe.em.variants}
-    return name in there.get(kind, {name})
+    return kind not in there or within.partition("/")[0] in there[kind]
 
 
 def _more_samples(run: Run) -> Iterator[Iterator[Row]]:
