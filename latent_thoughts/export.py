@@ -29,7 +29,8 @@ from latent_thoughts.types import Manifest, UserError
 
 # Where things are asked is nobody else's business; where they lie, `unplaced` takes out.
 _ADDRESSES: Any = {"executor": {"address"}, "synthesize": {"store": True, "teacher": {"base_url", "key_env"}}}
-_PLACES = {"source", "held_out_source", "prompts", "sets"}  # settings that name files, however they look
+# Settings that name files, however they look; and regular expressions, which may look like such names.
+_PLACES, _PATTERNS = {"source", "held_out_source", "prompts", "sets", "raw_model"}, {"answer", "extract"}
 DOCUMENTED = ("prepare", "synthesize", "sample")  # stages whose shards are documents
 FORMATS = ("jsonl", "parquet", "dataset", "hub")
 _OF_A_DATASET = re.compile(r"[\w-]+\.arrow|dataset_info\.json|state\.json|README\.md|listing\.json")
@@ -47,16 +48,17 @@ def export(
     or instead of them those that are `held_out`.
 
     `kind`: "jsonl" or "parquet" (a file), "dataset" (a folder for `datasets.load_from_disk`, with its card) or "hub"
-    (`push_to_hub`, with its card). Raises UserError for a stage that is not complete, and for a folder at `target` that
-    would be lost.
+    (`push_to_hub`, with its card). Raises UserError for a stage that is not complete or has no such documents, and for
+    a folder at `target` that would be lost.
     """
     if kind not in FORMATS:
         raise UserError(f"there is no format {kind!r} (known: {', '.join(FORMATS)})")
     path = None if kind == "hub" else _free(target, kind)
     if (manifest := read_manifest(folder)).stage not in DOCUMENTED:
         raise UserError(f"{folder} holds no documents: name a stage that does ({', '.join(DOCUMENTED)})")
+    shards = _shards(folder, run, manifest, held_out)
     codec = Codec(models.load_tokenizer(run / "base" / "model")[0])
-    rows = _rows(folder, manifest, codec, held_out)
+    rows = _rows(folder, manifest, shards, codec)
     if path is not None and kind != "dataset":
         return (_jsonl if kind == "jsonl" else _parquet)(rows, path)
     text = card(folder, manifest, _recipe(run, folder), license)
@@ -88,11 +90,21 @@ def _free(target: str, kind: str) -> Path:
     return path
 
 
-def _rows(folder: Path, manifest: Manifest, codec: Codec, held_out: bool) -> Iterator[dict[str, Any]]:
-    for name in manifest.shards:
-        if not name.startswith("posterior-") and name.startswith("held_out-") == held_out:
-            for row in records.read_rows(folder, manifest, name):
-                yield interchange.row(records.document_of(row), codec)
+def _shards(folder: Path, run: Path, manifest: Manifest, held_out: bool) -> list[str]:
+    """Those with the documents that are wanted. Raises UserError for none: nothing would take the place of a file."""
+    names = [name for name in manifest.shards if not name.startswith("posterior-")]
+    if found := [name for name in names if name.startswith("held_out-") == held_out]:
+        return found
+    if not held_out:
+        raise UserError(f"{folder} holds no documents")
+    where = "data.held_out" if manifest.stage == "prepare" else f"they are prepare's: --stage {run / 'prepare'}"
+    raise UserError(f"{folder} holds no held-out documents ({where})")
+
+
+def _rows(folder: Path, manifest: Manifest, shards: list[str], codec: Codec) -> Iterator[dict[str, Any]]:
+    for name in shards:
+        for row in records.read_rows(folder, manifest, name):
+            yield interchange.row(records.document_of(row), codec)
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
@@ -196,7 +208,10 @@ def _made(source: str, recipe: Recipe) -> tuple[str, str, str]:
 def _unplaced(value: Any, is_place: bool = False) -> Any:
     """Settings without the places that they name."""
     if isinstance(value, dict):
-        return {name: _unplaced(part, is_place or name in _PLACES) for name, part in value.items()}
+        return {
+            name: part if name in _PATTERNS and not is_place else _unplaced(part, is_place or name in _PLACES)
+            for name, part in value.items()
+        }
     if isinstance(value, list):
         return [_unplaced(part, is_place) for part in value]
     return unplaced(value, is_place) if isinstance(value, str) else value

@@ -77,11 +77,12 @@ def record_recipe(recipe: Recipe, folder: Path, made: Path) -> str:
 
     RUN/recipe.yaml stays what it is where other stages were finished with settings that are different now; the recipe
     is then written beside it, under the stage's name. Returns the line that tells so; else an empty one. Raises
-    UserError where the run's documents or its base model were prepared with other settings.
+    UserError where the run's documents or its base model were prepared with other settings, unless `made` are the tasks
+    that any model is asked, which use neither.
     """
     own = own_recipe(folder, made)
     finished = {path.parent for pattern in STAGES for path in folder.glob(f"{pattern}/manifest.json")}
-    if folder / "prepare" in finished - {made}:
+    if folder / "prepare" in finished - {made} and made != folder / "tasks":
         _check_prepared(recipe, folder)
     settled = [name for stage in finished - {made} for name in MADE_WITH.get(stage.name, ())]
     differing = [name for name in _differing(folder / "recipe.yaml", recipe) if _among(name, settled)]
@@ -148,10 +149,17 @@ def unplaced(name: str, is_place: bool = False) -> str:
     business. A hub's name and a world's stay as they are. `is_place`: it is one, however it looks."""
     if name.startswith(("hub:", "world:", "package:")) or "\n" in name:
         return name
-    if not (is_place or _PLACE.match(name) or (len(name) < 256 and Path(name).exists())):
+    if not (is_place or _PLACE.match(name) or _exists(name)):
         return name
     path = name.partition("?")[0] if "://" in name else name
     return path.rstrip("/").rpartition("/")[2]
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # too long for a file's name
+        return False
 
 
 def model_card(train: Train, model: Model, counts: dict[str, Any], seed: int) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1, but for tab and newline
 PIPED = 140  # columns where no terminal tells how many it has: enough for every table
+MARK = "†"  # of cells that a note explains
 WRAPPED = 14  # columns that words need at least
 
 
@@ -82,7 +83,8 @@ class Grid:
     """A table, to be printed. Cells are text and never markup, whatever is in them.
 
     Columns hold figures, on the right and whole; those of `words` stand on the left and may wrap. Where a terminal is
-    too narrow, the columns of `drop` go, one after the other.
+    too narrow, the columns of `drop` go, one after the other, and a note that begins with MARK where no cell with it is
+    left.
     """
 
     heads: Sequence[str]
@@ -108,8 +110,10 @@ class Grid:
         for line in lines:
             table.add_row(*[line[n] for n in kept])
         yield table
+        marked = any(MARK in line[n].plain for line in lines for n in kept)
         for note in self.notes:
-            yield Text(printable(note), "dim")
+            if marked or not note.startswith(MARK):
+                yield Text(printable(note), "dim")
 
     def fitting(self, lines: Sequence[Sequence[Text]], width: int) -> list[int]:
         """The columns that there is room for, by their numbers."""

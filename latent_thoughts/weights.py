@@ -10,6 +10,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from latent_thoughts.types import UserError
+
 
 def logsumexp(values: ArrayLike) -> float:
     """log Σ exp(values), -inf for an empty or all -inf input."""
@@ -30,12 +32,12 @@ def log_mixture(log_posterior: ArrayLike, log_prior: ArrayLike, posterior_share:
 def log_weights(log_p: ArrayLike, log_q: ArrayLike, finished: ArrayLike) -> np.ndarray:
     """log w_k = log p(z_k, x | c) - log q(z_k); -inf where the thought is unfinished.
 
-    Raises ValueError where a finished draw has no finite score: a failed score is an error.
+    Raises UserError where a finished draw has no finite score: a failed score is an error.
     """
     log_p, log_q = np.asarray(log_p, np.float64), np.asarray(log_q, np.float64)
     finished = np.asarray(finished, bool)
     if not (np.isfinite(log_p[finished]).all() and np.isfinite(log_q[finished]).all()):
-        raise ValueError("a finished thought has no finite score")
+        raise UserError("a finished thought has no finite score: the model is broken")
     return np.where(finished, np.subtract(log_p, log_q, where=finished, out=np.zeros_like(log_p)), -np.inf)
 
 

@@ -73,6 +73,7 @@ def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_pat
     for wrong in ({"data": {"text": "{body}"}}, {"model": {"base": "other"}}, {"chunking": {"max": 9}}):
         with pytest.raises(UserError, match=r"was prepared with other settings \((data|model|chunking)\.\w+\)"):
             record("iter_00/train", train={"lr": 0.2}, **wrong)
+    assert "recipe.tasks.yaml" in record("tasks", model={"base": "other"})  # which asks a model that is no stage's
     (tmp_path / "prepare" / "recipe.yaml").write_text("data: {text: '{body}'}")  # prepared anew since
     record("iter_00/train", train={"lr": 0.2}, data={"text": "{body}"})
     with pytest.raises(UserError, match=r"or give .*prepare/recipe.yaml"):
@@ -116,4 +117,5 @@ def test_a_name_that_is_a_folder_here_is_a_place(tmp_path: Path, monkeypatch: py
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     assert unplaced("models/tiny") == "tiny"
     assert unplaced("corpus/part-?.jsonl", is_place=True) == "part-?.jsonl"
+    assert unplaced("é" * 200) == "é" * 200  # too long for a file's name, in bytes
     assert unplaced("hub:a/b", is_place=True) == "hub:a/b" and unplaced("disk:/data/set") == "set"

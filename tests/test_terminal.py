@@ -77,6 +77,12 @@ def test_columns_go_in_their_order_and_none_is_cut() -> None:
         assert max(map(len, said.split("\n"))) <= width
 
 
+def test_a_mark_is_explained_where_a_column_with_it_is_shown() -> None:
+    grid = Grid(("name", "a", "b"), [("x", "1 †", "2")], drop=("a",), notes=["† loose", "all"])
+    assert "† loose" in printed(grid, 40) and "all" in printed(grid, 40)
+    assert "†" not in printed(grid, 9) and "all" in printed(grid, 9)
+
+
 def test_cells_are_neither_markup_nor_commands() -> None:
     said = printed(Grid(("", ""), [("a[/b]", "[red]x\x1b[2J")], title="t[i]", notes=["n[/]\x07"]), 40)
     assert [line.rstrip() for line in said.splitlines()] == ["t[i]", "a[/b]  [red]x[2J", "n[/]"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from latent_thoughts import weights
+from latent_thoughts.types import UserError
 
 logs = nps.arrays(np.float64, st.integers(1, 12), elements=st.floats(-40, 10))
 
@@ -45,9 +46,9 @@ def test_unfinished_thoughts_weigh_nothing_and_a_failed_score_is_an_error() -> N
     found = weights.log_weights([-1.0, np.nan], [-2.0, np.nan], [True, False])
     assert found.tolist() == [1.0, -np.inf]
     for bad in (np.nan, -np.inf):
-        with pytest.raises(ValueError, match="no finite score"):
+        with pytest.raises(UserError, match="no finite score"):
             weights.log_weights([-1.0, bad], [-2.0, -2.0], [True, True])
-    with pytest.raises(ValueError, match="no finite score"):
+    with pytest.raises(UserError, match="no finite score"):
         weights.log_weights([-1.0], [np.inf], [True])
 
 

@@ -88,7 +88,8 @@ class Checks(Section):
     """What becomes of a reply that fails a check.
 
     `retry` asks again, `raw` leaves the text without a thought (a paraphrase: as it was), `drop` leaves the document
-    out, `accept` takes the reply nevertheless. Every failed check is counted, whatever becomes of it.
+    out, `accept` takes the reply nevertheless (without a text behind its reasoning it is `empty`, which nothing
+    accepts). Every failed check is counted, whatever becomes of it.
     """
 
     unencodable: Literal["retry", "raw", "drop"] = "retry"  # no text that the model's tokenizer takes
@@ -114,7 +115,9 @@ class Synthesize(Section):
     max_tokens: Positive = 1024  # of a reply
     teacher: Teacher = Teacher()
     prices: Prices = Prices()
-    cap: Amount | None = None  # what all runs of this stage may cost together, whatever their settings
+    # What all runs of this stage may cost together, whatever their settings. All tokens that were ever paid for are
+    # counted at the prices of now, whatever they cost then: new prices, or another teacher's, change what was spent.
+    cap: Amount | None = None
     checks: Checks = Checks()
     attempts: Positive = 3  # questions about one chunk in all, where a check's policy is retry
     exhausted: Literal["raw", "drop"] = "raw"  # after the last attempt

@@ -12,6 +12,7 @@ damaged are left out of them, and damaged replies of a teacher out of the store,
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,10 +52,13 @@ def _hold(stack: contextlib.ExitStack, run: Path, repair: bool) -> InUse | None:
         return None
     try:
         stack.enter_context(run_lock(run))
-    except (InUse, PermissionError) as error:
+    except InUse as error:
         if repair:
             raise
-        return error if isinstance(error, InUse) else None
+        return error
+    except OSError as error:  # a store's PermissionError has no number
+        if repair or not (isinstance(error, PermissionError) or error.errno == errno.EROFS):
+            raise
     return None
 
 
@@ -120,7 +124,7 @@ def _replies(run: Path, path: Path) -> Iterator[Finding]:
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            rows = connection.execute("SELECT key, text FROM replies")
+            rows = connection.execute("SELECT key, text FROM replies WHERE text != x''")
             bad = [key for key, text in rows if fault(unpacked, text)]
     except sqlite3.DatabaseError as error:
         problem, bad = str(error), []
@@ -137,8 +141,9 @@ def _replies(run: Path, path: Path) -> Iterator[Finding]:
 
 
 def _forget(path: Path, keys: list[bytes]) -> None:
+    """As the store itself does: what they took was paid for, and stays."""
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in keys])
+        connection.executemany("UPDATE replies SET text = x'' WHERE key = ?", [(key,) for key in keys])
 
 
 def _temporaries(run: Path) -> Iterator[Path]:

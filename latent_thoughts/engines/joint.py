@@ -100,7 +100,7 @@ def raw_logprobs(engine: Engine, batch: Sequence[Task], controls: Controls) -> l
 
 
 def likelihoods(engine: Engine, requests: Sequence[ScoreRequest]) -> list[float]:
-    """The log-probability of every request's one continuation, nats. Raises ValueError for one that is not finite."""
+    """The log-probability of every request's one continuation, nats. Raises UserError for one that is not finite."""
     answers = ask(engine, [Scoring((request,)) for request in requests])
     return [_finite(float(answer[0][0].sum())) for answer in answers]
 
@@ -108,7 +108,7 @@ def likelihoods(engine: Engine, requests: Sequence[ScoreRequest]) -> list[float]
 def _finite(logprob: float) -> float:
     """A failed score is an error: NaN would pass for a thought that does not pay, and for one that fails no limit."""
     if not np.isfinite(logprob):
-        raise ValueError(f"a text has no finite score but {logprob}: the model is broken")
+        raise UserError(f"a text has no finite score but {logprob}: the model is broken")
     return logprob
 
 

@@ -19,26 +19,35 @@ _DECLINES = r"""
     | \ (won't|will\ not)(\ be\ able)?
     | ('m|\ am)\ (unable|not\ able|not\ comfortable|not\ allowed|not\ permitted)
     )\b (?!\ be\b)"""
-_HELPS = (
-    r"(help|assist|comply|fulfill?|provide|answer(?!\ for)|do\ (that|this|so)|continue|engage|generate|create|write)\b"
+_REQUEST = r"""(that|this|these|those|such)\ (an?\ )?(request|topic|subject|content|question|kind|type|sort|information
+    |matter|material|text|passage|conversation|story|essay|code)s?"""
+_MATTER = rf"""(advice|guidance|opinions?|information|instructions|content|assistance|{_REQUEST})
+    (\W*$|[.!,;:]|\ (because|as|since|of|in|for|with|on|about|that|to|or|without)\b)"""
+_OBJECT = (
+    r"(that|this|these|those|such)([.!,;:]|\W*$|\ (because|since|with\ you|for\ you|as\ (i|an?|it|that|this|such)\b))"
 )
-_SPEAKS = r"(give|offer|discuss|share|support|respond|process|complete|produce|proceed|participate|advise|talk|speak)\b"
-_TOPIC = r"""(advice|guidance|opinions?|(that|this|these|those|such)(\ (request|topic|subject|content|question|kind|type
-    |sort|information|matter|material|text|passage)s?)?)\s*([.!,;:]|$|(because|as|since|of|in|for|with)\b)"""
+# Who cannot help, cannot help anybody; who cannot write may be about to say that a root is no fraction.
+_HELPS = r"(help(?!\ (but|it|\w+ing)\b)|assist|comply|fulfill?|answer(?!\ for)|engage)\b"
+_SPEAKS = r"(give|offer|provide|discuss|share|support|respond|continue|proceed|participate|advise|talk|speak)\b"
+_MAKES = r"(generate|create|write|process|complete|produce)\b"
+_OVER = r"(\W*$|[.!]\ (i|sorry|please)\b)"  # it goes on about the question, if at all
 # How chat models open when they decline. A text about someone who is sorry, or a proof of what cannot be, is none.
 _REFUSAL = re.compile(
     rf"""\W*(
       ((i'm|i\ am)\ )?(very\ |so\ |really\ )?(sorry|afraid)\b [^.!?]{{0,60}}?
       (\b{_DECLINES}|\bnot\ something\ (that\ )?i\ can\b)
     | ((i\ )?apologi[sz]e|(my\ )?apologies|unfortunately)\b [^.!?]{{0,40}}? \b{_DECLINES}
-    | {_DECLINES}\ (to\ )?({_HELPS}|{_SPEAKS}[^.!?]{{0,30}}?\b{_TOPIC})
-    | i\ (must|have\ to)\ (respectfully\ |politely\ )?decline\b (\ (to|this|that|your)\b|[.!]|$)
+    | (?!i\ could){_DECLINES}\ (to\ )?(
+        {_HELPS} | {_SPEAKS}[^.!?]{{0,30}}?\b({_MATTER}|{_OBJECT}) | {_MAKES}[^.!?]{{0,30}}?\b{_MATTER}
+      | (do\ (that|this|so)(\ for\ you)?|continue|proceed){_OVER})
+    | i\ (must|have\ to)\ (respectfully\ |politely\ )?decline (\ (to|this|that|your)\b|{_OVER})
     | as\ an?\ (ai|(large\ )?language\ model|assistant)\b [^.]{{0,80}}? \b({_DECLINES}|i\ (do\ not|don't)\ have)
-    | ((sorry|apologies)\b\W*(but\ )?)?(this|that|your|the)\ (request|question|content|prompt|text|passage)\b
-      [^.!?]{{0,30}}?\ (violat\w+|against)\ [^.!?]{{0,30}}?\b(my|our|openai's|usage|content|safety)\b [^.!?]{{0,25}}?
-      \b(polic(y|ies)|guidelines|terms)
+    | ((sorry|apologies)\b\W*(but\ )?)?(this|that|your|the)\ (request|question|content|prompt|text|passage)
+      (\ (for|about|to)\b[^.!?]{{0,30}}?)? (\ (may|might|could|would|appears\ to|seems\ to))?
+      \ (violates?|(goes?|is)\ against)\ ((my|our|openai's)\b[^.!?]{{0,25}}?|((the|any)\ )?(usage|content|safety))
+      \ (polic(y|ies)|guidelines|terms)
     | ([^.!?]{{0,100}}[.!?]\s+)?please\ (provide|share|paste|send)\ (me\ )?(with\ )?(the|your|a)\ (full\ |actual\ )?
-      (text|passage|document|context|content)\b (?!\ of)
+      (text|passage|document|context|content) (\W*$|[.!:]|,?\ (so|and|that|which|you|to|for|first|below|here)\b)
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -48,8 +57,9 @@ _CONTROL = re.compile(
 )
 # What reasoning models write before they answer, where their server leaves it in the reply. The opening mark may have
 # stood in the prompt.
-_REASONED = re.compile(r"</think(ing)?>|\[/THINK\]|◁/think▷")
-_REASONS = re.compile(r"\s*(<think(ing)?>|\[THINK\]|◁think▷)")
+_OPENS = re.compile(r"<think(ing)?>|\[THINK\]|◁think▷")
+_ENDS = re.compile(r"</think(ing)?>|\[/THINK\]|◁/think▷")
+_STOPS = tuple(".!?…。！？")  # of a sentence
 
 LOOP_PERIOD = 50  # words in what repeats, at most
 LOOP_COPIES = 4  # back to back
@@ -60,9 +70,23 @@ LONGEST = 16  # characters for every token that was allowed: four times what suc
 
 
 def spoken(text: str) -> str:
-    """A reply without the reasoning that its model wrote before it."""
-    found = _REASONED.search(text)
-    return text[found.end() if found else 0 :].strip()
+    """A reply without the reasoning that its model wrote before it.
+
+    Where the prompt opened it, its end stands at a line's start, or right behind a sentence: a text may also speak of
+    such a mark, and loses nothing then.
+    """
+    if (end := _ENDS.search(text)) is None:
+        return text.strip()
+    before = text[: end.start()]
+    apart = before.rstrip(" \t").endswith("\n") or before.endswith(_STOPS) or not before.strip()
+    reasoned = _OPENS.match(before.lstrip()) or (apart and not _OPENS.search(before))
+    return text[end.end() if reasoned else 0 :].strip()
+
+
+def says_something(text: str) -> bool:
+    """Whether a reply has a text behind its reasoning."""
+    said = spoken(text)
+    return bool(said) and not _OPENS.match(said)
 
 
 def fault(
@@ -78,7 +102,7 @@ def fault(
         return "unencodable"
     if reply.finish in ("refusal", "content_filter") or _REFUSAL.match(text[:500].replace("’", "'")):
         return "refusal"
-    if _REASONS.match(text):  # and never came to an end
+    if _OPENS.match(text):  # and never came to an end
         return "cut"
     cut = reply.finish == "length" or len(text) > LONGEST * max_tokens
     if not text:

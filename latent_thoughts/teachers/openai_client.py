@@ -103,8 +103,12 @@ def _pause(headers: Any) -> float:
     try:
         return min(float(told), 1e8)  # three years: what is for ever has no date
     except ValueError:
+        pass
+    try:
         date = email.utils.parsedate_tz(told)
-        return email.utils.mktime_tz(date) - time.time() if date else 0.0
+        return min(email.utils.mktime_tz(date) - time.time(), 1e8) if date else 0.0
+    except (ValueError, OverflowError):  # a date that there will not be
+        return 0.0
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS replies (
   prompt_tokens INTEGER NOT NULL,
   completion_tokens INTEGER NOT NULL,
   finish TEXT NOT NULL,
-  text BLOB NOT NULL           -- zlib
+  text BLOB NOT NULL           -- zlib; nothing at all: it was forgotten, and what it took is still counted
 );
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TEMP TABLE failures (
@@ -92,6 +92,9 @@ class Replies:
             for each in new:
                 with contextlib.suppress(FileNotFoundError), _fetched(each) as file:  # else it is in a newer one
                     self._sql("ATTACH ? AS other", (str(file),))
+                    # what was forgotten here may have been asked for again there
+                    known = "key IN (SELECT key FROM other.replies)"
+                    self._sql(f"DELETE FROM main.replies WHERE text = x'' AND {known}")  # noqa: S608
                     self._sql("INSERT OR IGNORE INTO replies SELECT * FROM other.replies")
                     for name, value in self._sql("SELECT name, value FROM other.notes").fetchall():
                         notes[name] = value or notes.get(name, "")
@@ -104,6 +107,8 @@ class Replies:
         row = self._sql(
             "SELECT finish, prompt_tokens, completion_tokens, text, used_by FROM replies WHERE key = ?", (_raw(key),)
         ).fetchone()
+        if row is not None and not row[3]:  # forgotten
+            row = None
         if row is None and not self._failed:
             return None
         if row is None:
@@ -118,7 +123,8 @@ class Replies:
         return Completion(text, row[0], row[1], row[2])
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keeps an answer. A reply that is there already stays as it is."""
+        """Keeps an answer. A reply that is there already stays as it is; of one that was forgotten what it took stays,
+        under a key that no question has, since it may have been another stage that paid."""
         if isinstance(answer, Failure):
             self._failed = True
             message = answer.message.encode("utf-8", "backslashreplace").decode()  # an endpoint's words: any
@@ -130,6 +136,7 @@ class Replies:
         usage = (answer.prompt_tokens or 0, answer.completion_tokens or 0)
         finish = answer.finish.encode("utf-8", "backslashreplace").decode()
         values = (_raw(key), self.payer, self.stage, time.time(), *usage, finish, text)
+        self._sql("UPDATE replies SET key = randomblob(16) WHERE key = ? AND text = x''", values[:1])
         self._sql("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         self.sync()
 
@@ -156,21 +163,27 @@ class Replies:
         """Whether no reply was ever stored."""
         return self._sql("SELECT 1 FROM replies LIMIT 1").fetchone() is None
 
+    @property
+    def kept(self) -> int:
+        """How many replies that this stage asked for are still there."""
+        return self._sql("SELECT COUNT(*) FROM replies WHERE paid_by = ? AND text != x''", (self.payer,)).fetchone()[0]
+
     def spent(self) -> tuple[int, int, int]:
-        """What this stage asked for in all its runs, under whatever settings: (replies, prompt tokens, completion
-        tokens)."""
+        """What this stage asked for in all its runs, under whatever settings, forgotten or not: (replies, prompt
+        tokens, completion tokens)."""
         sums = "COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0)"
         return self._sql(f"SELECT {sums} FROM replies WHERE paid_by = ?", (self.payer,)).fetchone()  # noqa: S608
 
     def prune(self, most: int) -> int:
         """Forgets replies that this stage did not use, oldest first, until those left take `most` bytes; how many.
 
-        Those that came or were used since it began are another run's, which is at work.
+        Their texts go; what they took stays, since it was paid for, and the cap is over all that was. Those that came
+        or were used since it began are another run's, which is at work.
         """
         found = self._sql(
-            """DELETE FROM replies WHERE key IN (SELECT key FROM (
+            """UPDATE replies SET text = x'' WHERE key IN (SELECT key FROM (
                  SELECT key, SUM(length(text)) OVER (ORDER BY used DESC, key) AS size FROM replies
-                 WHERE used_by != ? AND used < ?) WHERE size > ?)""",
+                 WHERE used_by != ? AND used < ? AND text != x'') WHERE size > ?)""",
             (self.stage, self._began, most),
         )
         self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a single page

@@ -195,9 +195,9 @@ def test_a_failed_score_is_an_error(engine: ToyEngine) -> None:
         def score_one(self, prefix, continuation, temperature=1.0):
             return super().score_one(prefix, continuation, temperature) * np.nan
 
-    with pytest.raises(ValueError, match="no finite score"):
+    with pytest.raises(UserError, match="no finite score"):
         joint.infer(Failing(9), [TASK], CONTROLS, config(k=16), SEEDS, 1.0)
-    with pytest.raises(ValueError, match="no finite score"):  # else every thought would seem not to pay
+    with pytest.raises(UserError, match="no finite score"):  # else every thought would seem not to pay
         joint.infer(engine, [TASK], CONTROLS, config(k=16), SEEDS, 1.0, raw=Failing(9))
 
 

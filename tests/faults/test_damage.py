@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -317,7 +318,7 @@ def test_damaged_lines_and_replies_are_left_out(tmp_path: Path) -> None:
     assert doctor(tmp_path, repair=True)
     assert Journal(path).known == {"q0": {"text": "answer 0"}, "q2": {"text": "answer 2"}}
     with opened(tmp_path / "replies.sqlite", "s") as replies:
-        assert replies.get(key.hex()) is None and replies.spent()[0] == 2
+        assert replies.get(key.hex()) is None and (replies.kept, replies.spent()) == (2, (3, 3, 3))  # paid it was
     (tmp_path / "replies.sqlite").write_bytes(b"no database at all, of some length" * 200)
     assert doctor(tmp_path, repair=True)
     assert (tmp_path / "damaged" / "replies.sqlite").exists() and not (tmp_path / "replies.sqlite").exists()
@@ -355,6 +356,19 @@ def test_a_part_of_a_run_is_not_repaired_behind_its_lock(runs: dict[str, Path], 
     with run_lock(run), pytest.raises(UserError, match=f"{part.name} is a part of the run {run}: name that folder"):
         doctor(part, repair=True)
     assert work.exists() and not (part / ".lock").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_run_that_cannot_be_written_to_is_looked_at(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def run_lock(folder: Path) -> None:
+        raise OSError(code, "no writing here", str(folder))
+
+    monkeypatch.setattr("latent_thoughts.doctor.run_lock", run_lock)
+    assert doctor(runs["finished"], repair=False)
+    with pytest.raises(OSError, match="no writing here"):
+        doctor(runs["finished"], repair=True)
 
 
 def test_what_lies_beside_runs_is_not_touched(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def named(text: str, finish: str = "stop", original: str = CHUNK) -> str | None:
         ("refusal", "As an AI language model, I don't have opinions.", "stop"),
         ("refusal", "Sorry, this request violates our usage policy.", "stop"),
         ("refusal", "This request goes against our content guidelines.", "stop"),
+        ("refusal", "This question about explosives goes against my safety guidelines.", "stop"),
+        ("refusal", "I have to decline. I won't write about that.", "stop"),
+        ("refusal", "I can't create content that is explicit.", "stop"),
+        ("refusal", "I cannot provide information about that.", "stop"),
+        ("refusal", "I cannot write this story.", "stop"),
+        ("refusal", "I can't do that.", "stop"),
+        ("refusal", "I cannot continue.", "stop"),
+        ("refusal", "I can't help you with this.", "stop"),
+        ("refusal", "Please provide the text, so that I can rephrase it.", "stop"),
         ("refusal", "Please provide the text.", "stop"),
         ("refusal", "It seems the passage is missing. Please provide the passage.", "stop"),
         ("refusal", "<think>They want advice.</think>\n\nI'm unable to help with that.", "stop"),
@@ -106,6 +115,17 @@ def test_faults(name: str, text: str, finish: str) -> None:
         "If x < 3 and |y| > 2 then <x, y> is in the set.",
         "2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30 are even.",
         "very very very very good",
+        "The text warns against the usage of technical terms without a definition.",
+        "The request violated the company's content guidelines, so it was denied.",
+        "This passage argues against safety guidelines that lack a basis.",
+        "The question is whether acting against our climate policies costs votes.",
+        "No. Please send me the document, said the clerk; the archive was open.",
+        "I have to decline. The matrix is singular.",
+        "I cannot do this with integers alone, so I take fractions.",
+        "I could not provide a shorter proof, but a longer one shows more.",
+        "I will not be able to complete this in time, she thought, and so she began at once.",
+        "I cannot help but notice that the sum is even.",
+        "I can't write √2 as a fraction, so it is irrational.",
     ],
 )
 def test_good_replies_pass(text: str) -> None:
@@ -127,6 +147,21 @@ def test_good_replies_pass(text: str) -> None:
 )
 def test_reasoning_is_no_part_of_the_thought(reply: str) -> None:
     assert spoken(reply) == "It follows." and named(reply) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "rest"),
+    [
+        ("What do they want?\n</think>\nIt follows.", "It follows."),
+        ("What do they want\n </think> It follows.", "It follows."),
+        ("</think>It follows.", "It follows."),
+        ("The tag </think> ends the thought. It follows.", None),
+        ("Whatever stands before `</think>` is cut off.", None),
+        ("It is put between <think>\nand\n</think>\nby the model.", None),
+    ],
+)
+def test_a_text_that_mentions_a_mark_is_not_cut_there(reply: str, rest: str | None) -> None:
+    assert spoken(reply) == (reply if rest is None else rest)
 
 
 def test_a_reply_far_beyond_its_limit_is_one_that_nothing_ended() -> None:

@@ -103,8 +103,9 @@ def test_the_card_names_the_stages_own_teacher(finished: Run, tmp_path: Path) ->
 def test_the_card_does_not_tell_where_things_lie(finished: Run, tmp_path: Path) -> None:
     placed = [
         "data.source=s3://secret-bucket/corpus/a.jsonl", "data.held_out_source=elsewhere/b.jsonl",
-        "contamination.sets={exam: elsewhere/c.jsonl}", "synthesize.prompts=[elsewhere/d.yaml]",
-        f"model.base={tmp_path}/e", "sample.raw_model=../elsewhere/f",
+        "contamination.sets={exam: elsewhere/c.jsonl, answer: elsewhere/g.jsonl}",
+        "synthesize.prompts=[elsewhere/d.yaml]", f"model.base={tmp_path}/e", "sample.raw_model=elsewhere/f",
+        r"evaluate.answer='/ (\d+)/\d+'", r"data.extract={text: '~ (?P<rest>.*)/'}",
     ]  # fmt: skip
     recipe = load_recipe(finished.folder / "recipe.yaml", placed)
     folder = finished.synthesized("latent_thoughts")
@@ -113,7 +114,8 @@ def test_the_card_does_not_tell_where_things_lie(finished: Run, tmp_path: Path) 
     card = card_of(folder, manifest, recipe, "mit")
     for secret in ("secret-bucket", "elsewhere", "/home/me", "words", str(tmp_path)):
         assert secret not in card
-    for part in ("source: a.jsonl", "held_out_source: b.jsonl", "exam: c.jsonl", "- d.yaml", "base: e", "raw_model: f"):
+    for part in ("source: a.jsonl", "held_out_source: b.jsonl", "exam: c.jsonl", "answer: g.jsonl", "- d.yaml",
+                 "base: e", "raw_model: f", r"answer: / (\d+)/\d+", "text: ~ (?P<rest>.*)/"):  # fmt: skip
         assert part in card
     hub = load_recipe(finished.folder / "recipe.yaml", ["model.base=HuggingFaceTB/SmolLM2-135M", "data.source=hub:a/b"])
     assert "base: HuggingFaceTB/SmolLM2-135M" in card_of(folder, manifest, hub, "mit")
@@ -165,6 +167,15 @@ def test_what_cannot_be_exported(finished: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no documents: name a stage that does"):
         export(finished.base, finished.folder, str(tmp_path / "x"), "jsonl", "mit")
     assert not (tmp_path / "x").exists()
+    (tmp_path / "kept").write_text("mine")
+    held_out = rf"no held-out documents \(they are prepare's: --stage {finished.prepared}\)"
+    for kind in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match=held_out):
+            export(finished.synthesized("latent_thoughts"), finished.folder, str(tmp_path / "kept"), kind, "mit",
+                   held_out=True)  # fmt: skip
+    with pytest.raises(UserError, match=r"no held-out documents \(data\.held_out\)"):
+        export(finished.prepared, finished.folder, str(tmp_path / "kept"), "jsonl", "mit", held_out=True)
+    assert (tmp_path / "kept").read_text() == "mine"
     with pytest.raises(UserError, match="no format 'csv'"):
         written(finished, tmp_path / "x", "csv")
 

@@ -125,6 +125,36 @@ def test_replies_no_longer_used_go_and_the_file_shrinks(tmp_path: Path) -> None:
     assert path.stat().st_size < 0.8 * before
 
 
+def test_what_is_forgotten_was_paid_for_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with opened(path, "old", "synthesize") as replies:
+        replies.put(key(0), Completion("x", "stop", 10, 5))
+    with opened(path, "new", "synthesize") as replies:
+        assert replies.prune(0) == 1 and replies.prune(0) == 0
+        assert replies.get(key(0)) is None and replies.kept == 0 and replies.spent() == (1, 10, 5)
+    with opened(path, "new", "other") as replies:  # another pays for it again
+        replies.put(key(0), Completion("y", "stop", 20, 7))
+        assert replies.get(key(0)) == Completion("y", "stop", 20, 7) and replies.spent() == (1, 20, 7)
+    with opened(path, "new", "synthesize") as replies:
+        assert replies.spent() == (1, 10, 5)
+
+
+def test_a_reply_that_is_paid_for_again_is_there_for_all(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One machine has forgotten it, and puts its copy of the store while another has asked anew."""
+    with opened(bucket / "r.sqlite", "old", "synthesize") as replies:
+        replies.put(key(0), said(0))
+    with opened(bucket / "r.sqlite", "a", "synthesize") as one:
+        assert one.prune(0) == 1
+        one.sync(at_once=True)
+        monkeypatch.setenv("LATENT_THOUGHTS_CACHE", str(Path(os.environ["LATENT_THOUGHTS_CACHE"]) / "other"))
+        with opened(bucket / "r.sqlite", "b", "other") as two:
+            assert two.get(key(0)) is None
+            two.put(key(0), said(0))
+    for payer in ("synthesize", "other"):
+        with opened(bucket / "r.sqlite", "c", payer) as replies:
+            assert replies.get(key(0)) == said(0) and replies.spent() == (1, 1, 1)
+
+
 def test_what_was_put_outlives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     if (child := os.fork()) == 0:

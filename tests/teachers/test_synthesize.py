@@ -106,6 +106,15 @@ def test_a_word_that_the_tokenizer_does_not_know_is_a_fault(tmp_path: Path) -> N
     assert checks.fault(Completion("it ensues ", "length", 1, 1), "", takes) == "unencodable"
 
 
+@pytest.mark.parametrize("text", ["", "<think>They want to know"])
+def test_where_cut_replies_are_accepted_those_without_a_text_are_empty(make: Any, text: str) -> None:
+    overrides = ["synthesize.checks={cut: accept, control: accept, empty: raw}", "data.limit=1"]
+    replies = iter([completion(text, "length"), *[completion("It follows from", "length")] * 2])
+    with Loopback(lambda body: next(replies)) as server:
+        counts = make(server.url, *overrides, "synthesize.teacher.concurrency=1").synthesize().counts
+    assert (counts["kept"], counts["raw"], counts["fault_cut"], counts["fault_empty"]) == (2, 1, 2, 1)
+
+
 PRICED = ["synthesize.prices={input: 1000, output: 1000}"]  # a token costs 0.001
 
 

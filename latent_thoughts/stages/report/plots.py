@@ -209,11 +209,13 @@ def _x_axis(axes: Any, chart: Chart) -> None:
 
 
 def _alike(axis: Any, scale: float = 1, unit: str = "") -> None:
-    """Figures of an axis with as many decimals as its ticks need, the same for all."""
+    """Figures of an axis with as many decimals as its ticks need, the same for all. A single tick is no round figure:
+    three digits of it are shown."""
     from matplotlib.ticker import FuncFormatter
 
-    ticks = axis.get_majorticklocs()
-    decimals = max((len(f"{scale * tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks), default=0)
+    ticks = [scale * tick for tick in axis.get_majorticklocs()]
+    ticks = [float(f"{tick:.3g}") for tick in ticks] if len(ticks) == 1 else ticks
+    decimals = max((len(f"{tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks), default=0)
     axis.set_major_formatter(FuncFormatter(lambda v, _: _minus(f"{scale * v:.{decimals}f}{unit}")))
 
 

@@ -19,7 +19,7 @@ from latent_thoughts.stages.report.summary import (
 from latent_thoughts.stages.report.tasks import tasks
 from latent_thoughts.terminal import bound_name
 
-LOOSE = " †"
+LOOSE = f" {terminal.MARK}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def loose(lines: list[Line], bounds: list[str]) -> list[str]:
     if not shares:
         return []
     some = f"About some chunks, up to {percents(max(shares))} %, no thought came to an end"
-    return [f"{LOOSE.strip()} {some}: these count with the bound of the empty thought, which is loose."]
+    return [f"{terminal.MARK} {some}: these count with the bound of the empty thought, which is loose."]
 
 
 def count(found: Mean | None) -> str:

@@ -92,7 +92,7 @@ class Asking:
 
         Nothing that came is lost where the cap or a fatal failure ends it: what is under way is waited for.
         """
-        answered = good = tokens = 0
+        answered = good = tokens = too_long = 0
         asked = teacher.ask(self._open(documents))
         with track("synthesize", total, "requests") as advance, contextlib.closing(asked):
             for key, answer in asked:
@@ -103,7 +103,8 @@ class Asking:
                 self.reserved -= self._most(request) if request else 0.0
                 answered += 1
                 if isinstance(answer, Failure):
-                    self._consider(answer, answered, good + self.had)
+                    too_long += answer.kind == TOO_LONG
+                    self._consider(answer, answered - too_long, good + self.had)
                 else:
                     good, self.failed = good + 1, 0
                     used = answer.prompt_tokens or 0, answer.completion_tokens or 0
@@ -145,8 +146,8 @@ class Asking:
         )
 
     def _consider(self, failure: Failure, answered: int, good: int) -> None:
-        """Whether to go on. What is too long is that question's own failure, and a batch hands its failures out
-        together."""
+        """Whether to go on. What is too long is that question's own failure, and not among those `answered`; and a
+        batch hands its failures out together."""
         teacher = self.config.teacher
         self.failed += failure.kind != TOO_LONG and teacher.kind != "openai_batch"
         if failure.fatal:
@@ -176,4 +177,4 @@ def settled_memory() -> Iterator[None]:
 
 def refuse(stopped: str, replies: Replies) -> UserError:
     """The one line that a run ends with which could not ask everything."""
-    return UserError(f"{stopped.rstrip('.')} ({replies.spent()[0]:,} replies are kept)")
+    return UserError(f"{stopped.rstrip('.')} ({replies.kept:,} replies are kept)")

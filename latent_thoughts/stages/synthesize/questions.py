@@ -101,6 +101,8 @@ class Questions:
             fault = checks.fault(answer, unit.original, self.takes, self.config.max_tokens)
             if fault is None:
                 return Verdict("kept", checks.spoken(answer.text), faults)
+            if getattr(self.config.checks, fault) == "accept" and not checks.says_something(answer.text):
+                fault = "empty"  # which is never accepted
             faults = (*faults, fault)
             policy = getattr(self.config.checks, fault)
             if policy == "accept":

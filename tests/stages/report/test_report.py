@@ -328,6 +328,11 @@ def test_small_gains_and_single_iterations_can_be_read(tmp_path: Path) -> None:
     assert {"start", "1", "2", "100 %"} <= shown and "0.5" not in shown
 
 
+def test_a_single_cost_has_three_digits(tmp_path: Path) -> None:
+    for tokens, shown in ((1_234_567, "1.23"), (12_345_678, "12.3"), (3_000_000, "3"), (1_234_567_890, "1235")):
+        assert shown in drawn(tmp_path, "accuracy_by_tokens", [em_row(train_tokens=tokens)])
+
+
 def drawn(tmp_path: Path, name: str, rows: list[dict[str, Any]]) -> set[str]:
     """The texts of one figure."""
     found = next(figure for figure in parts.figures(results(tmp_path, rows)) if figure.name == name)
