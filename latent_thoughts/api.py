@@ -108,7 +108,7 @@ def weigh(log_p: ArrayLike, log_q: ArrayLike, finished: ArrayLike | None = None)
         raise UserError(f"log_p, log_q and finished have one entry a draw each, not shapes {shapes}")
     try:
         found = weights.log_weights(log_p, log_q, ended)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}: give it one, or mark the draw as unfinished") from None
     return Weights(found, weights.normalised(found), weights.effective_sample_size(found), weights.bound(found))
 

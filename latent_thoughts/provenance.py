@@ -40,6 +40,8 @@ def save_recipe(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> None
         raise UserError(f"{path} is not a run's: keep your own recipe outside the run folder, where it is written")
     head = "".join(f"# {name}: {value}\n" for name, value in provenance(recipe).items())
     body = yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    if path.exists() and path.read_text(encoding="utf-8") == head + body:
+        return
     with atomic(path) as temporary:
         temporary.write_text(head + body, encoding="utf-8")
 
@@ -59,6 +61,7 @@ MADE_WITH = {
 NO_RESULTS = {*(f"train.{name}" for name in UNREAD), "model.device", "model.attention", "model.allow_pickle"}
 # What no later stage may have otherwise: it would show settings that its documents and its base were not made with.
 PREPARED = ("data", "chunking", "contamination", "model.base", "model.tokenizer", "model.new_tokens")
+PREPARED_BY = "settings.yaml"  # beside the documents: the recipe by which they were
 STAGES = (
     "prepare",
     "iter_*/*",
@@ -107,7 +110,7 @@ def settle_recipes(folder: Path, went_through: Callable[[Path], bool]) -> None:
 
 def _check_prepared(recipe: Recipe, folder: Path) -> None:
     """Raises UserError for another recipe than that beside the documents (of an older run: than the run's own)."""
-    known = [folder / "prepare" / "recipe.yaml", folder / "recipe.prepare.yaml", folder / "recipe.yaml"]
+    known = [folder / "prepare" / PREPARED_BY, folder / "recipe.prepare.yaml", folder / "recipe.yaml"]
     own = next((path for path in known if path.exists()), known[-1])
     differing = _differing(own, recipe)
     # some documents may be prepared for a trial; of another version's recipe nothing can be told

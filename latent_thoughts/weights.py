@@ -37,7 +37,7 @@ def log_weights(log_p: ArrayLike, log_q: ArrayLike, finished: ArrayLike) -> np.n
     log_p, log_q = np.asarray(log_p, np.float64), np.asarray(log_q, np.float64)
     finished = np.asarray(finished, bool)
     if not (np.isfinite(log_p[finished]).all() and np.isfinite(log_q[finished]).all()):
-        raise UserError("a finished thought has no finite score: the model is broken")
+        raise UserError("a finished thought has no finite score")
     return np.where(finished, np.subtract(log_p, log_q, where=finished, out=np.zeros_like(log_p)), -np.inf)
 
 

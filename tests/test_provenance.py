@@ -74,11 +74,11 @@ def test_a_single_stages_recipe_replaces_none_that_others_were_made_with(tmp_pat
         with pytest.raises(UserError, match=r"was prepared with other settings \((data|model|chunking)\.\w+\)"):
             record("iter_00/train", train={"lr": 0.2}, **wrong)
     assert "recipe.tasks.yaml" in record("tasks", model={"base": "other"})  # which asks a model that is no stage's
-    (tmp_path / "prepare" / "recipe.yaml").write_text("data: {text: '{body}'}")  # prepared anew since
+    (tmp_path / "prepare" / "settings.yaml").write_text("data: {text: '{body}'}")  # prepared anew since
     record("iter_00/train", train={"lr": 0.2}, data={"text": "{body}"})
-    with pytest.raises(UserError, match=r"or give .*prepare/recipe.yaml"):
+    with pytest.raises(UserError, match=r"or give .*prepare/settings.yaml"):
         record("iter_00/train", train={"lr": 0.2})
-    (tmp_path / "prepare" / "recipe.yaml").unlink()
+    (tmp_path / "prepare" / "settings.yaml").unlink()
     with pytest.raises(UserError, match=r"other settings \(model.new_tokens\)"):
         record("iter_00/train", train={"lr": 0.2}, model={"new_tokens": "mean"})
     free = {"train": {"lr": 0.2, "skip": [3], "micro_rows": 1}, "model": {"device": "cpu"}}  # no result depends on it

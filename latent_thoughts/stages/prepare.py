@@ -26,7 +26,7 @@ from latent_thoughts.data.tokenizer import Codec, on_all_cores
 from latent_thoughts.executors.work import Do, Told
 from latent_thoughts.places import below, place, version
 from latent_thoughts.progress import track
-from latent_thoughts.provenance import save_recipe
+from latent_thoughts.provenance import PREPARED_BY, save_recipe
 from latent_thoughts.seals import read_sealed, write_sealed
 from latent_thoughts.store import Stage, base_of, stage_key
 from latent_thoughts.types import Document, Manifest, ThoughtDocument, UserError
@@ -53,7 +53,7 @@ def initialise(recipe: Recipe, folder: Path) -> Manifest:
 
 
 def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -> Manifest:
-    """Reads, splits, chunks and tokenises the source; `folder`/recipe.yaml says by which recipe.
+    """Reads, splits, chunks and tokenises the source; `folder`/settings.yaml says by which recipe.
 
     Raises UserError for bad input, naming the row.
     """
@@ -62,7 +62,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
     stage = Stage(folder, "prepare", stage_key("prepare", config, {"base": base_manifest}))
     if (manifest := stage.manifest) is not None:
         stage.remove(_READ)  # left by a process that was killed right after the manifest was there
-        save_recipe(recipe, folder)
+        save_recipe(recipe, folder, PREPARED_BY)
         return manifest
     read = _read(recipe, stage)
     counts, described = Counter(read["counts"]), {}
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, base: Path, base_manifest: Manifest, folder: Path) -
         stage.remove(_SOURCE + name)
     counts = dict(counts) | tally.counts("documents")
     manifest = stage.close(list(read["rows"]), counts, described, base=base_of(base_manifest))
-    save_recipe(recipe, folder)
+    save_recipe(recipe, folder, PREPARED_BY)
     stage.remove(_READ)
     return manifest
 
