@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -80,14 +79,14 @@ def test_a_killed_process_is_named_and_the_next_run_goes_on(tmp_path: Path) -> N
 
 
 DRIVER = """
-import faulthandler
+import signal
 from pathlib import Path
 from latent_thoughts import executors
 from tests.executors.faulty import Simple
 from tests.executors.test_local import UNITS, recipe
 from latent_thoughts.store import Stage
 folder = Path({folder!r})
-faulthandler.dump_traceback_later(50)  # seen once not to end within 30 s on a busy machine, and never again
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is told to ignore it
 simple = Simple(Stage(folder / "stage", "x", "k" * 64), folder / "log", seconds=300)
 list(executors.run(recipe(2), simple, UNITS, lambda *_: None))
 """
@@ -115,12 +114,7 @@ def test_workers_end_with_their_driver(tmp_path: Path, how: signal.Signals) -> N
         time.sleep(0.1)
     assert len(session(driver.pid)) >= 4  # the driver, the server that forks, and two workers
     driver.send_signal(how)
-    try:
-        said = driver.communicate(timeout=60)[1]
-    except subprocess.TimeoutExpired as late:
-        os.killpg(driver.pid, signal.SIGKILL)
-        raise AssertionError((late.stderr or b"").decode()) from late
-    deadline = time.monotonic() + 60
+    said = driver.communicate(timeout=30)[1]
     while session(driver.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert session(driver.pid) == []
