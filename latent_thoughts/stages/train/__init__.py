@@ -146,7 +146,7 @@ def _tell_of_router(model: Any, ranks: Ranks) -> None:
 def _settings(config: Train, sources: Sequence[Source]) -> list[Any]:
     """What of the settings the result depends on."""
     # with export: best the checkpoints are what is chosen from
-    unread = {*UNREAD, "held_out"} if config.export == "last" else UNREAD - {"checkpoint_steps"}
+    unread = {*UNREAD, "held_out"} if config.export == "last" else {*UNREAD} - {"checkpoint_steps"}
     slices = [source.slice for source in sources if source.slice != (0, 1)]
     return [config.model_dump(exclude=unread), [source.weight for source in sources], *([slices] if slices else [])]
 
