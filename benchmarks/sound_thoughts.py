@@ -17,8 +17,8 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,16 +26,31 @@ from tokenizers import Tokenizer
 
 CALCULATION = re.compile(r"<<([^=<>]*)=([^<>]*)>>")
 Judged = tuple[bool, bool, bool]
-# by log p(x | c, z) or log w, each over log p(x | c), in nats
-RULES: dict[str, Callable[[float, float], bool]] = {
-    "gain > 0": lambda gain, worth: gain > 0,
-    "gain > 1": lambda gain, worth: gain > 1,
-    "gain > 3": lambda gain, worth: gain > 3,
-    "weight > -2": lambda gain, worth: worth > -2,
-    "weight > 0": lambda gain, worth: worth > 0,
-    "weight > 1": lambda gain, worth: worth > 1,
-    "weight > 2": lambda gain, worth: worth > 2,
-    "weight > 3": lambda gain, worth: worth > 3,
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A thought that the run kept, in nats: log p(x | c, z) and log w over log p(x | c), and log p(x | c, z) itself."""
+
+    gain: float
+    weight: float
+    text: float
+    prior: bool  # drawn without the text
+    judged: Judged
+
+
+RULES: dict[str, Callable[[Kept], bool]] = {
+    "gain > 0": lambda d: d.gain > 0,
+    "gain > 1": lambda d: d.gain > 1,
+    "gain > 3": lambda d: d.gain > 3,
+    "text > -1": lambda d: d.text > -1,
+    "text > -0.1": lambda d: d.text > -0.1,
+    "weight > -2": lambda d: d.weight > -2,
+    "weight > 0": lambda d: d.weight > 0,
+    "weight > 1": lambda d: d.weight > 1,
+    "weight > 2": lambda d: d.weight > 2,
+    "weight > 3": lambda d: d.weight > 3,
+    "prior draws": lambda d: d.prior,
 }
 
 
@@ -77,7 +92,7 @@ def solutions(path: Path) -> dict[str, tuple[str, float | None]]:
     return found
 
 
-def chosen(run: Path, iteration: int, known: dict[str, tuple[str, float | None]]) -> tuple[int, list[dict[str, Any]]]:
+def chosen(run: Path, iteration: int, known: dict[str, tuple[str, float | None]]) -> tuple[int, list[Kept]]:
     """How many documents there are, and the thought of each that has one."""
     tokenizer, total, found = Tokenizer.from_file(str(run / "base/model/tokenizer.json")), 0, []
     for path in sorted((run / f"iter_{iteration:02}/sample").glob("posterior-*.parquet")):
@@ -87,8 +102,9 @@ def chosen(run: Path, iteration: int, known: dict[str, tuple[str, float | None]]
                 continue
             draw, raw = row["draws"][n], row["raw_logprob"]
             solution, answer = known[tokenizer.decode(row["context_ids"]).strip()]
-            gain, worth = row["gains"][n], row["log_weights"][n] - raw
-            found.append({"gain": gain, "worth": worth, "judged": judge(draw["text"], answer, solution)})
+            gain, weight = row["gains"][n], row["log_weights"][n] - raw
+            judged = judge(draw["text"], answer, solution)
+            found.append(Kept(gain, weight, draw["log_x"], draw["proposal"] == "prior", judged))
     return total, found
 
 
@@ -104,7 +120,7 @@ def main() -> None:
     print(f"iteration {a.iteration}: {total:,} documents of {len(runs)} runs, figures of all together")
     print(f"{'kept where':14}{'documents':>12}{'share':>8}{'right':>8}{'valid':>8}{'sound':>8}")
     for name, keeps in RULES.items():
-        kept = [d["judged"] for _, draws in runs for d in draws if keeps(d["gain"], d["worth"])]
+        kept = [d.judged for _, draws in runs for d in draws if keeps(d)]
         right, valid, sound = np.mean(kept, axis=0) if kept else (0.0, 0.0, 0.0)
         print(f"{name:14}{len(kept):12,}{len(kept) / total:8.1%}{right:8.1%}{valid:8.1%}{sound:8.1%}")
 

@@ -45,10 +45,14 @@ FORMAT_VERSION = 3  # raise it when the meaning of any stored file changes: old 
 
 
 def stage_key(stage: str, config: Any, inputs: dict[str, Manifest] | None = None) -> str:
-    """Key of a stage: its name, the config it reads, its input manifests and the format version. Of trainings with
-    one key those that skipped batches have other weights."""
-    made = {n: [m.key, skipped] if (skipped := m.counts.get("skipped")) else m.key for n, m in (inputs or {}).items()}
-    return fingerprint(stage, config, made, FORMAT_VERSION)
+    """Key of a stage: its name, the config it reads, its input manifests and the format version."""
+    return fingerprint(stage, config, {n: told_apart(m) for n, m in (inputs or {}).items()}, FORMAT_VERSION)
+
+
+def told_apart(manifest: Manifest) -> Any:
+    """A finished stage's key; of trainings with one key those that skipped batches have other weights."""
+    skipped = manifest.counts.get("skipped")
+    return [manifest.key, skipped] if skipped else manifest.key
 
 
 class Stage:

@@ -31,7 +31,16 @@ from latent_thoughts.progress import track
 from latent_thoughts.provenance import provenance
 from latent_thoughts.stages.evaluate import repeated, statistics, tasks
 from latent_thoughts.stages.evaluate.shown import curve, markdown
-from latent_thoughts.store import Stage, atomic, fingerprint, read_manifest, read_table, stage_key, write_json
+from latent_thoughts.store import (
+    Stage,
+    atomic,
+    fingerprint,
+    read_manifest,
+    read_table,
+    stage_key,
+    told_apart,
+    write_json,
+)
 from latent_thoughts.types import Manifest, UserError
 
 SAMPLES = pa.schema(
@@ -116,10 +125,10 @@ def ask_task(
     return stage.close(["samples.parquet"], counts)
 
 
-def _model_key(model: Path) -> str:
+def _model_key(model: Path) -> Any:
     """The train stage's key, or a hash of the weights of a folder that came from elsewhere."""
     if (model / "manifest.json").exists():
-        return read_manifest(model).key
+        return told_apart(read_manifest(model))
     files = sorted([*model.glob("*.safetensors"), *model.glob("*.json")])
     if not files:
         raise UserError(f"{model} is not a model folder (no safetensors in it)")

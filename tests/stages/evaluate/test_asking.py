@@ -18,6 +18,7 @@ from latent_thoughts.data import format
 from latent_thoughts.data.tokenizer import Codec
 from latent_thoughts.engines.torch_engine import TorchEngine
 from latent_thoughts.stages.evaluate import asking, fine_tuning, statistics, tasks
+from latent_thoughts.store import Stage
 from latent_thoughts.types import UserError
 from tests.stages.evaluate import benchmarks
 
@@ -154,6 +155,14 @@ def test_a_fine_tuned_model_is_asked_behind_the_bos_that_it_was_trained_with(
     assert lm.tok_encode(f"<bos>{parts.question}") == question
     lm.bos = None
     assert lm.tok_encode(parts.question) == question[1:]
+
+
+def test_models_that_skipped_other_batches_are_asked_apart(tmp_path: Path) -> None:
+    skips: list[list[int]] = [[], [3], [3, 4]]
+    for n, skipped in enumerate(skips):
+        Stage(tmp_path / str(n), "train", "k" * 64).close([], {"skipped": skipped} if skipped else {})
+    keys = [asking._model_key(tmp_path / str(n)) for n in range(len(skips))]
+    assert keys == ["k" * 64, ["k" * 64, [3]], ["k" * 64, [3, 4]]]
 
 
 def test_samples_vote_and_are_the_same_when_asked_again(model: Path, tmp_path: Path) -> None:
